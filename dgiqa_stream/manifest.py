@@ -1,0 +1,143 @@
+"""The contract that travels with a model: what it takes, what its number means, what made it.
+
+``student.onnx`` has ``student.onnx.json`` beside it. Loading checks the file against the manifest's
+SHA-256 before any engine sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+
+from dgiqa_stream.errors import ModelError
+from dgiqa_stream.preprocess import ViewSpec
+
+SCHEMA = "dgiqa.manifest/1"
+DEFAULT_MODEL = "student"
+_MAX_MANIFEST_BYTES = 1 << 20
+
+
+class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a frame becomes the model's inputs; normalisation is inside the graph."""
+
+    views: list[ViewSpec]
+    color: Literal["rgb"] = "rgb"
+    layout: Literal["nhwc"] = "nhwc"
+    dtype: Literal["uint8"] = "uint8"
+    mean: float = 0.0
+    """What the graph subtracts, in 8-bit steps; for information."""
+    std: float = 1.0
+
+
+class ScoreMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From the network's output to the 0-100 score: straight lines between rising points."""
+
+    raw: Annotated[list[float], msgspec.Meta(min_length=2)]
+    score: Annotated[list[float], msgspec.Meta(min_length=2)]
+
+    def __post_init__(self) -> None:
+        """Refuse a mapping that could fold or leave the scale."""
+        rising = all(
+            b > a for values in (self.raw, self.score) for a, b in zip(values, values[1:], strict=False)
+        )
+        if len(self.raw) != len(self.score) or not rising:
+            raise ValueError("raw and score must be rising lists of one length")
+        if self.score[0] < 0 or self.score[-1] > 100:
+            raise ValueError("the mapping leaves the 0..100 scale")
+
+    def __call__(self, raw: float) -> float:
+        """The score of an output; outputs beyond the ends stay at the ends."""
+        return float(np.interp(raw, self.raw, self.score))
+
+
+class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The graph's output and what it means."""
+
+    name: str
+    mapping: ScoreMapping
+
+
+class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model file is."""
+
+    schema: Literal["dgiqa.manifest/1"]
+    id: str
+    version: str
+    precision: Literal["fp32", "fp16", "int8"]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    size_bytes: int
+    licence: str
+    num_parameters: int
+    preprocess: PreprocessSpec
+    output: OutputSpec
+    calibration: str
+    """Which scale the score is on: what fitted the mapping."""
+    made_by: str
+    """The command that wrote the file."""
+    history: list[dict[str, Any]] = []
+    """Each step that made it, with its settings and versions, oldest first."""
+    metrics: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model file whose manifest has been checked."""
+
+    path: Path
+    manifest: ModelManifest
+
+
+def manifest_path(model: Path) -> Path:
+    """``x.onnx`` to ``x.onnx.json``."""
+    return model.with_name(model.name + ".json")
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name to file of the models in this package."""
+    folder = Path(str(resources.files("dgiqa_stream"))) / "assets"
+    return {p.stem: p for p in sorted(folder.glob("*.onnx"))}
+
+
+def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> LoadedModel:
+    """A shipped model by name, or a ``.onnx`` file with its manifest beside it.
+
+    Raises :class:`ModelError` where the file, the manifest or their agreement is missing.
+    """
+    shipped = shipped_models()
+    path = shipped.get(str(name_or_path)) or Path(name_or_path)
+    if not path.is_file():
+        raise ModelError(
+            f"no model {str(name_or_path)!r}: give a .onnx file or one of {', '.join(shipped)}"
+        )
+    beside = manifest_path(path)
+    if not beside.is_file():
+        raise ModelError(
+            f"{path.name} has no manifest {beside.name} beside it: "
+            "copy both files, or export again with `dgiqa-quant export`"
+        )
+    manifest = read_manifest(beside)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != manifest.sha256:
+        raise ModelError(
+            f"{path.name} has sha256 {digest[:12]}…, its manifest says {manifest.sha256[:12]}…: "
+            "they belong to different exports; copy both files again, or export with "
+            "`dgiqa-quant export`"
+        )
+    return LoadedModel(path, manifest)
+
+
+def read_manifest(path: Path) -> ModelManifest:
+    """Parse and check a manifest; raises :class:`ModelError` naming the field."""
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ModelError(f"{path.name} is over {_MAX_MANIFEST_BYTES} bytes: not a manifest")
+        return msgspec.json.decode(path.read_bytes(), type=ModelManifest)
+    except (msgspec.DecodeError, OSError, UnicodeDecodeError) as exc:
+        raise ModelError(f"{path.name} is not a {SCHEMA} manifest: {exc}") from exc

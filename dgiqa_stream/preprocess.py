@@ -1,0 +1,270 @@
+"""From decoded planes to the model's views: the one preprocess of training and serving.
+
+A model looks at a frame in small views (:class:`ViewSpec`):
+
+* ``whole``: the whole picture, area-averaged to a fixed size (its aspect ratio is not kept);
+* ``fragments``: native-resolution squares on a grid, side by side, so that blocking, blur and
+  noise reach the model undiminished (after FAST-VQA, arXiv 2207.02595, section 3.1).
+
+Both are cut from the planes: no full-size RGB picture is ever made. Everything here is passive
+and thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+
+from dgiqa_stream.types import ColorMatrix, Crop, FrameBatch, Planes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LUMA_WEIGHTS = {  # K_R, K_B of ITU-R BT.601-7, BT.709-6 and BT.2020-2 (non-constant luminance)
+    ColorMatrix.BT601: (0.299, 0.114),
+    ColorMatrix.BT709: (0.2126, 0.0722),
+    ColorMatrix.BT2020: (0.2627, 0.0593),
+}
+_MIN_PICTURE_PX = 8
+
+
+class ViewSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model input: how it is cut from a frame.
+
+    ``rows`` and ``columns`` are the grid of fragments; a whole view has one of each.
+    """
+
+    name: str
+    kind: Literal["whole", "fragments"]
+    height: Annotated[int, msgspec.Meta(ge=8, le=4096)]
+    width: Annotated[int, msgspec.Meta(ge=8, le=4096)]
+    rows: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    columns: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a grid that does not divide the view into even fragments."""
+        if self.kind == "whole" and (self.rows, self.columns) != (1, 1):
+            raise ValueError(f"view {self.name!r} is whole: rows and columns must be 1")
+        if self.height % (2 * self.rows) or self.width % (2 * self.columns):
+            raise ValueError(
+                f"view {self.name!r}: {self.height}x{self.width} is not a grid of "
+                f"{self.rows}x{self.columns} fragments with even sides"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, 3."""
+        return self.height, self.width, 3
+
+
+def make_batch(
+    pictures: Sequence[Planes], views: Sequence[ViewSpec], *, crop: Crop | None = None
+) -> FrameBatch:
+    """Cut every view from every picture; see :func:`cut_view`."""
+    return FrameBatch(
+        {view.name: np.stack([cut_view(p, view, crop=crop) for p in pictures]) for view in views}
+    )
+
+
+def cut_view(
+    planes: Planes,
+    view: ViewSpec,
+    *,
+    crop: Crop | None = None,
+    jitter: NDArray[np.float64] | None = None,
+) -> NDArray[np.uint8]:
+    """Cut one view from a picture.
+
+    ``crop`` is in upright pixels; what is outside it (or outside the picture) is left out.
+    ``jitter``, for training, moves each fragment within its cell: (rows, columns, 2), uniform in
+    0..1, where 0.5 is the serving position. Returns uint8 (height, width, 3), RGB, upright.
+
+    Raises ``ValueError`` when the crop leaves less than 8 pixels of a side.
+    """
+    turned = planes.rotation in (90, 270)
+    region = stored_region(planes, crop)
+    height, width = (view.width, view.height) if turned else (view.height, view.width)
+    if view.kind == "whole":
+        cut = _whole(planes, region, height, width)
+    else:
+        rows, columns = (view.columns, view.rows) if turned else (view.rows, view.columns)
+        cut = _fragments(planes, region, (height, width), (rows, columns), jitter)
+    rgb = _to_rgb(cut, planes)
+    return np.ascontiguousarray(np.rot90(rgb, -planes.rotation // 90)) if planes.rotation else rgb
+
+
+def reduced_rgb(planes: Planes, *, longest_px: int) -> NDArray[np.uint8]:
+    """The upright picture as uint8 RGB, area-reduced so that its longer side fits; never enlarged.
+
+    With ``longest_px`` at least the longer side, this is the full-size picture.
+    """
+    height, width = planes.size
+    scale = min(1.0, longest_px / max(height, width))
+    target = max(1, round(height * scale)), max(1, round(width * scale))
+    rgb = _to_rgb(_whole(planes, (0, 0, height, width), *target), planes)
+    return np.ascontiguousarray(np.rot90(rgb, -planes.rotation // 90))
+
+
+def stored_region(planes: Planes, crop: Crop | None) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of the crop among the stored samples, before rotation.
+
+    Corners are moved to even samples, so that 4:2:0 chroma stays aligned.
+    """
+    height, width = planes.size
+    if crop is None:
+        return 0, 0, height, width
+    top, left = crop.top, crop.left
+    bottom, right = top + crop.height, left + crop.width
+    if planes.rotation == 90:  # upright (x, y) was stored at (column y, row H - x)
+        top, left, bottom, right = height - right, top, height - left, bottom
+    elif planes.rotation == 180:
+        top, left, bottom, right = height - bottom, width - right, height - top, width - left
+    elif planes.rotation == 270:
+        top, left, bottom, right = left, width - bottom, right, width - top
+    top, left = max(0, top) & ~1, max(0, left) & ~1
+    bottom, right = min(height, bottom), min(width, right)
+    if bottom - top < min(_MIN_PICTURE_PX, height) or right - left < min(_MIN_PICTURE_PX, width):
+        shown = f"{width}x{height}" if planes.rotation in (0, 180) else f"{height}x{width}"
+        raise ValueError(
+            f"crop {crop.left},{crop.top},{crop.width},{crop.height} leaves less than "
+            f"{_MIN_PICTURE_PX} pixels of a side of the {shown} picture"
+        )
+    return top, left, bottom, right
+
+
+def rgb_matrix(planes: Planes) -> NDArray[np.float64]:
+    """The 3x4 affine matrix from 8-bit-scaled Y'CbCr to R'G'B' in 0..255.
+
+    ITU-T H.273 equations 38 to 40 (limited range: luma 16..235, chroma 16..240).
+    """
+    kr, kb = _LUMA_WEIGHTS[planes.matrix]
+    kg = 1.0 - kr - kb
+    y_gain, c_gain, y_zero = (1.0, 1.0, 0.0)
+    if not planes.full_range:
+        y_gain, c_gain, y_zero = 255.0 / 219.0, 255.0 / 224.0, 16.0
+    to_rgb = np.array(
+        [
+            [1.0, 0.0, 2.0 * (1.0 - kr)],
+            [1.0, -2.0 * kb * (1.0 - kb) / kg, -2.0 * kr * (1.0 - kr) / kg],
+            [1.0, 2.0 * (1.0 - kb), 0.0],
+        ]
+    )
+    gains = to_rgb * [y_gain, c_gain, c_gain]
+    offset = -gains @ [y_zero, 128.0, 128.0]
+    return np.concatenate([gains, offset[:, None]], axis=1)
+
+
+def _whole(
+    planes: Planes, region: tuple[int, int, int, int], height: int, width: int
+) -> list[NDArray[Any]]:
+    """The region of each plane, area-averaged to (height, width)."""
+    return [
+        _reduce(plane[_scaled(region, plane, planes.samples[0])], height, width)
+        for plane in planes.samples
+    ]
+
+
+def _fragments(
+    planes: Planes,
+    region: tuple[int, int, int, int],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    jitter: NDArray[np.float64] | None,
+) -> list[NDArray[Any]]:
+    """Squares of each plane at native resolution, side by side; chroma repeated to luma's size."""
+    import cv2
+
+    (height, width), (rows, columns) = size, grid
+    tall, wide = height // rows, width // columns
+    tops = _fragment_starts(region[0], region[2], rows, tall)
+    lefts = _fragment_starts(region[1], region[3], columns, wide)
+    luma = planes.samples[0]
+    out = []
+    for plane in planes.samples:
+        down, across = _subsampling(plane, luma)
+        h, w = tall // down, wide // across
+        mosaic = np.empty((h * rows, w * columns, *plane.shape[2:]), plane.dtype)
+        for row in range(rows):
+            for column in range(columns):
+                if jitter is None:
+                    top, left = tops(row, 0.5), lefts(column, 0.5)
+                else:
+                    moved = jitter[row, column]
+                    top, left = tops(row, float(moved[0])), lefts(column, float(moved[1]))
+                top, left = top // down, left // across
+                piece = plane[top : top + h, left : left + w]
+                if piece.shape[:2] != (h, w):  # a picture smaller than one fragment
+                    missing = (0, h - piece.shape[0]), (0, w - piece.shape[1])
+                    piece = np.pad(piece, (*missing, *[(0, 0)] * (plane.ndim - 2)), mode="edge")
+                mosaic[row * h : (row + 1) * h, column * w : (column + 1) * w] = piece
+        if mosaic.shape[:2] != size:
+            mosaic = cv2.resize(mosaic, (width, height), interpolation=cv2.INTER_NEAREST)
+        out.append(mosaic)
+    return out
+
+
+def _fragment_starts(begin: int, end: int, count: int, length: int) -> Any:
+    """First samples of the fragments along one axis: (cell, place in it 0..1) -> even start."""
+
+    def start(cell: int, place: float) -> int:
+        cell_length = (end - begin) / count
+        free = cell_length - length  # negative where fragments overlap
+        first = begin + cell * cell_length + place * free
+        return int(min(max(first, begin), max(begin, end - length))) & ~1
+
+    return start
+
+
+def _subsampling(plane: NDArray[Any], luma: NDArray[Any]) -> tuple[int, int]:
+    """How many luma samples one sample of the plane stands for, down and across (1, 2 or 4)."""
+    return -(-luma.shape[0] // plane.shape[0]), -(-luma.shape[1] // plane.shape[1])
+
+
+def _scaled(
+    region: tuple[int, int, int, int], plane: NDArray[Any], luma: NDArray[Any]
+) -> tuple[slice, slice]:
+    top, left, bottom, right = region
+    down, across = _subsampling(plane, luma)
+    return slice(top // down, -(-bottom // down)), slice(left // across, -(-right // across))
+
+
+def _reduce(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Area average to (height, width); bilinear along a side that must grow.
+
+    Halving first takes OpenCV's fast path and leaves the area average as it is.
+    """
+    import cv2
+
+    while plane.shape[0] >= 2 * height and plane.shape[1] >= 2 * width:
+        half_h, half_w = plane.shape[0] // 2, plane.shape[1] // 2
+        even = plane[: 2 * half_h, : 2 * half_w]
+        plane = cv2.resize(even, (half_w, half_h), interpolation=cv2.INTER_AREA)
+    if plane.shape[:2] == (height, width):
+        return plane
+    shrinks = plane.shape[0] >= height and plane.shape[1] >= width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(plane, (width, height), interpolation=how)
+
+
+def _to_rgb(cut: list[NDArray[Any]], planes: Planes) -> NDArray[np.uint8]:
+    """Reduced planes, all of one size, to uint8 RGB (H, W, 3)."""
+    import cv2
+
+    if planes.bit_depth > 8:
+        scale = 2.0 ** (8 - planes.bit_depth)
+        cut = [plane.astype(np.float32) * np.float32(scale) for plane in cut]
+    if planes.is_rgb:
+        rgb = cut[0]
+    else:
+        if len(cut) == 1:
+            neutral = np.full_like(cut[0], 128)
+            cut = [cut[0], neutral, neutral]
+        rgb = cv2.transform(cv2.merge(cut), rgb_matrix(planes))
+    if rgb.dtype == np.uint8:
+        return np.ascontiguousarray(rgb)
+    return np.ascontiguousarray(np.clip(np.rint(rgb), 0, 255).astype(np.uint8))
+
+

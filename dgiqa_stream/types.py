@@ -1,0 +1,267 @@
+"""The values that flow from a source to the sinks: frozen, checked when built.
+
+``url -> Frame -> FrameBatch -> FrameScore -> WindowScore``; ``StreamInfo`` once beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Samples = NDArray[np.uint8] | NDArray[np.uint16]
+
+DynamicRange = Literal["sdr", "pq", "hlg"]
+ROTATIONS = (0, 90, 180, 270)
+
+
+class ColorMatrix(StrEnum):
+    """Coefficients that take Y'CbCr to R'G'B' (ITU-T H.273, MatrixCoefficients)."""
+
+    BT601 = "bt601"
+    BT709 = "bt709"
+    BT2020 = "bt2020"
+
+
+class OverloadPolicy(StrEnum):
+    """What the reader does when scoring is slower than decoding."""
+
+    WAIT = "wait"
+    """Decoding waits; nothing is lost. For files."""
+    DROP_OLDEST = "drop_oldest"
+    """The oldest waiting frame is dropped and counted. For live streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A rectangle of the upright picture, in pixels; what is outside is not scored."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        """Refuse an empty rectangle or one that starts outside the picture."""
+        if self.left < 0 or self.top < 0 or self.width < 1 or self.height < 1:
+            raise ValueError(
+                f"crop {self.left},{self.top},{self.width},{self.height} is not a rectangle: "
+                "left and top must be 0 or more, width and height at least 1"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Planes:
+    """Decoded samples of one frame as stored, with the tags that give them colour.
+
+    ``samples`` holds one of
+
+    * ``(luma, cb, cr)``: arrays (H, W), (h, w), (h, w), chroma possibly subsampled,
+    * ``(luma,)``: one array (H, W), grey,
+    * ``(rgb,)``: one array (H, W, 3), full range.
+
+    8-bit samples are uint8; deeper ones are uint16 with ``bit_depth`` significant low bits.
+    Arrays may be strided views into the decoder's own (padded) memory and must not be written.
+    """
+
+    samples: tuple[Samples, ...]
+    matrix: ColorMatrix = ColorMatrix.BT709
+    full_range: bool = False
+    bit_depth: int = 8
+    rotation: int = 0
+    """Clockwise turn, in degrees, that shows the picture upright."""
+
+    def __post_init__(self) -> None:
+        """Refuse samples that do not form a picture."""
+        if self.rotation not in ROTATIONS:
+            raise ValueError(f"rotation {self.rotation} is not one of {ROTATIONS} degrees")
+        if not 8 <= self.bit_depth <= 16:
+            raise ValueError(f"bit depth {self.bit_depth} is not within 8..16")
+        first = self.samples[0]
+        shapes = [s.shape for s in self.samples]
+        is_rgb = len(shapes) == 1 and first.ndim == 3 and first.shape[2] == 3
+        is_luma = first.ndim == 2 and (
+            len(shapes) == 1 or (len(shapes) == 3 and shapes[1] == shapes[2])
+        )
+        if not (is_rgb or is_luma) or 0 in first.shape:
+            raise ValueError(f"planes of shapes {shapes} are neither RGB, grey nor Y'CbCr")
+        wanted = "uint8" if self.bit_depth == 8 else "uint16"
+        if any(s.dtype.name != wanted for s in self.samples):
+            kinds = [s.dtype.name for s in self.samples]
+            raise ValueError(f"{self.bit_depth}-bit samples must be {wanted}, not {kinds}")
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the samples are packed RGB rather than luma with or without chroma."""
+        return self.samples[0].ndim == 3
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width as stored, before rotation."""
+        height, width = self.samples[0].shape[:2]
+        return height, width
+
+    def __repr__(self) -> str:
+        """Shapes and tags, not samples."""
+        shapes = "+".join("x".join(map(str, s.shape)) for s in self.samples)
+        span = "full" if self.full_range else "limited"
+        return (
+            f"Planes({shapes}, {self.bit_depth} bit, {self.matrix}, {span}, rot {self.rotation})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What is known of a stream when it has been opened."""
+
+    width: int
+    """Displayed width in pixels, rotation applied."""
+    height: int
+    codec: str
+    """FFmpeg's decoder name, such as ``h264``."""
+    pix_fmt: str
+    average_fps: Fraction | None
+    duration_seconds: float | None
+    num_frames_from_header: int | None
+    is_live: bool
+    container: str
+    """FFmpeg's demuxer name, such as ``mpegts``."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameInfo:
+    """When a frame is shown and what is known of it, without its samples."""
+
+    index: int
+    """Decode order from 0. A gap means frames were not handed on."""
+    pts_seconds: float
+    """Presentation time on the stream's own clock, made continuous across discontinuities."""
+    duration_seconds: float
+    """How long the frame is shown; 0 when the stream does not say."""
+    pts: int | None
+    """The container's own time stamp, in units of ``time_base``; None when it had none."""
+    time_base: Fraction | None
+    width: int
+    """Displayed width in pixels, rotation applied."""
+    height: int
+    pix_fmt: str
+    keyframe: bool = False
+    corrupt: bool = False
+    """The decoder concealed damage in this frame."""
+    interlaced: bool = False
+    rotation: int = 0
+    dynamic_range: DynamicRange = "sdr"
+    discontinuity: bool = False
+    """The stream's clock jumped just before this frame."""
+    received_at_seconds: float = 0.0
+    """Wall clock (Unix time) when the frame left the decoder."""
+
+    def __post_init__(self) -> None:
+        """Refuse times and sizes that cannot be."""
+        if not math.isfinite(self.pts_seconds):
+            raise ValueError(f"pts_seconds {self.pts_seconds} is not a time")
+        if not (math.isfinite(self.duration_seconds) and self.duration_seconds >= 0):
+            raise ValueError(f"duration_seconds {self.duration_seconds} is not 0 or more")
+        if self.index < 0 or self.width < 1 or self.height < 1:
+            raise ValueError(f"frame {self.index} of {self.width}x{self.height} pixels cannot be")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One decoded picture and when it is shown."""
+
+    planes: Planes
+    info: FrameInfo
+    stream: str
+    """The id of the stream it belongs to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class FrameBatch:
+    """Model inputs cut from one or more frames.
+
+    ``views`` maps a view's name to uint8 (N, height, width, 3), RGB.
+    """
+
+    views: Mapping[str, NDArray[np.uint8]]
+
+    def __post_init__(self) -> None:
+        """Refuse views of different lengths."""
+        lengths = {len(v) for v in self.views.values()}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"views hold different numbers of frames: {self!r}")
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return len(next(iter(self.views.values())))
+
+    def __repr__(self) -> str:
+        """Shapes, not pixels."""
+        shapes = ", ".join(f"{name} {v.shape}" for name, v in self.views.items())
+        return f"FrameBatch({shapes})"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameScore:
+    """The predicted quality of one frame."""
+
+    info: FrameInfo
+    stream: str
+    score: float
+    """0 (worst) to 100 (best)."""
+    raw: float
+    """The network's own output, before the manifest's score mapping."""
+    in_domain: bool = True
+    """False where the model was never tried, such as HDR: read the score with care."""
+    scored_at_seconds: float = 0.0
+    """Wall clock (Unix time) when the score was known."""
+
+    def __post_init__(self) -> None:
+        """Refuse a score outside the scale."""
+        if not 0.0 <= self.score <= 100.0:
+            raise ValueError(f"score {self.score} is outside 0..100")
+
+
+@dataclass(frozen=True, slots=True)
+class WindowScore:
+    """Frame scores of a stretch of time, pooled."""
+
+    stream: str
+    kind: Literal["sliding", "session"]
+    length_seconds: float
+    """Nominal length of the window; for a session, its length so far."""
+    hop_seconds: float
+    """Distance between two windows; 0 for a session."""
+    begin_seconds: float
+    end_seconds: float
+    num_frames: int
+    expected_frames: float | None
+    """Frames a complete window would hold at the nominal sampling rate; None if unknown."""
+    coverage: float
+    """Share of the window, 0..1, that scored frames account for."""
+    valid: bool
+    """False when less than half of the window is covered."""
+    pool: Mapping[str, float | None]
+    """Pooled values by the pooler's name; None (never NaN) where there was nothing to pool."""
+    headline: str
+    """Name of the pooled value to look at first."""
+    params: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float | None:
+        """The headline value."""
+        return self.pool.get(self.headline)
+
+
+def as_plain(value: Any) -> Any:
+    """Fractions as ``[numerator, denominator]``, everything else unchanged; for messages."""
+    if isinstance(value, Fraction):
+        return [value.numerator, value.denominator]
+    return value

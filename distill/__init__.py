@@ -1,0 +1,1 @@
+"""Teacher, student, data and training of the dgiqa-stream models. Needs torch."""

@@ -1,0 +1,1 @@
+"""Rated pictures, degraded pictures and the packs they are stored in."""

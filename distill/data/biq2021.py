@@ -1,0 +1,59 @@
+"""BIQ2021 (Ahmed and Asif 2022): 12,000 pictures rated by about 30 people each, in a laboratory.
+
+The official tables are ``Train (Images and MOS).csv`` (10,000) and ``Test (Images and MOS).csv``
+(2,000), with names relative to ``Images/`` and MOS on 0..1, higher is better. A validation part is
+held back from the official training part by a seeded draw; the test part chooses nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+TABLES = {"train": "Train (Images and MOS).csv", "test": "Test (Images and MOS).csv"}
+
+
+@dataclass(frozen=True, slots=True)
+class RatedPicture:
+    """A picture and its human rating."""
+
+    path: Path
+    mos: float
+    """0..1, 1 best."""
+    split: str
+
+
+def load_biq2021(root: Path, *, num_validation: int, seed: int) -> list[RatedPicture]:
+    """Every picture of the set with its split: train, validation or test.
+
+    Raises ``FileNotFoundError`` naming the tables or how many pictures are missing.
+    """
+    rated: list[RatedPicture] = []
+    by_lower_name = {p.name.lower(): p for p in (root / "Images").glob("*")}
+    missing: list[str] = []
+    for split, table in TABLES.items():
+        if not (root / table).is_file():
+            raise FileNotFoundError(f"BIQ2021 needs {table!r} in {root}: it is not there")
+        with (root / table).open(newline="") as rows:
+            for row in csv.DictReader(rows):
+                name, mos = row["Image Name"].strip(), float(row["MOS"])
+                path = by_lower_name.get(name.lower())  # one file is .JPG where the table says .jpg
+                if path is None:
+                    missing.append(name)
+                    continue
+                if not 0.0 <= mos <= 1.0:
+                    raise ValueError(f"{table}: MOS {mos} of {name} is outside 0..1")
+                rated.append(RatedPicture(path, mos, split))
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} pictures of BIQ2021 are missing in {root / 'Images'}, "
+            f"first {missing[0]!r}"
+        )
+    training = [i for i, r in enumerate(rated) if r.split == "train"]
+    held_back = np.random.default_rng(seed).choice(training, num_validation, replace=False)
+    for i in held_back:
+        rated[i] = RatedPicture(rated[i].path, rated[i].mos, "validation")
+    return rated

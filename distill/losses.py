@@ -1,0 +1,37 @@
+"""The training losses, one function each. Lower is better; all are means over the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def score_loss(logits: Tensor, mos: Tensor) -> Tensor:
+    """Binary cross-entropy against MOS on 0..1, both (N,): smallest where sigmoid equals MOS."""
+    return F.binary_cross_entropy_with_logits(logits, mos) - _entropy(mos).mean()
+
+
+def _entropy(p: Tensor) -> Tensor:
+    p = p.clamp(1e-6, 1 - 1e-6)
+    return -(p * p.log() + (1 - p) * (1 - p).log())
+
+
+def plcc_loss(scores: Tensor, mos: Tensor) -> Tensor:
+    """(1 - PLCC) / 2 over the batch, both (N,); 0 when they lie on one rising line."""
+    s = scores - scores.mean()
+    m = mos - mos.mean()
+    return (1 - (s * m).sum() / (s.norm() * m.norm()).clamp_min(1e-6)) / 2
+
+
+def ladder_loss(logits: Tensor, levels: Tensor, margin: float) -> Tensor:
+    """Hinge over every pair of one content and one degradation, both (G, L).
+
+    A picture ``d`` levels worse should lie ``d * margin`` logits lower; pairs of one level count
+    nothing.
+    """
+    gap = logits.unsqueeze(2) - logits.unsqueeze(1)  # (G, L, L): row minus column
+    steps = (levels.unsqueeze(1) - levels.unsqueeze(2)).to(logits.dtype)  # column worse: > 0
+    worse = steps > 0
+    hinge = torch.relu(steps * margin - gap) * worse
+    return hinge.sum() / worse.sum().clamp_min(1)
