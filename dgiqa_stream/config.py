@@ -1,0 +1,208 @@
+"""Frozen settings and the strict TOML they are read from: an unknown key is an error.
+
+``configs/stream.toml`` documents every key and states the defaults; a test keeps the two equal.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from dgiqa_stream.errors import ConfigError
+from dgiqa_stream.types import Crop
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+StreamId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every table: immutable, and strict about its keys."""
+
+
+class SourceSettings(_Settings):
+    """How a stream or file is opened and decoded."""
+
+    open_timeout_seconds: Positive = 10.0
+    read_timeout_seconds: Positive = 10.0
+    decoder_threads: Count = 2
+    options: dict[str, str] = {}
+    """Options for FFmpeg's demuxer and protocol, as ``rtsp_transport = "tcp"``."""
+    programme: int | None = None
+    """Programme number (MPEG-TS service) whose video is taken; None takes the best."""
+    track: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Which video track, from 0; None takes the best."""
+    realtime: bool = False
+    """Play a file at its own pace, as a live stream."""
+    start_seconds: NotNegative = 0.0
+    """Files: skip what comes before, counted from the first frame."""
+    duration_seconds: Positive | None = None
+    """Stop after this much presentation time."""
+
+
+class SamplerSettings(_Settings):
+    """Which decoded frames are scored."""
+
+    mode: Literal["time", "every", "keyframes"] = "time"
+    frames_per_second: Positive = 5.0
+    """For ``time``: one frame per period of stream time."""
+    jitter: bool = True
+    """For ``time``: a seeded random place within each period, so that the coding pattern of the
+    stream cannot line up with the sampling (Netflix/vmaf#1214)."""
+    every: Count = 1
+    """For ``every``: each Nth decoded frame; 1 scores all."""
+    seed: int = 1
+
+
+class OverloadSettings(_Settings):
+    """What happens when scoring is slower than the stream."""
+
+    policy: Literal["auto", "wait", "drop_oldest"] = "auto"
+    """``auto``: live streams drop the oldest waiting frame, files wait."""
+    queue_frames: Count = 8
+    staleness_seconds: Positive = 2.0
+    """Live: a frame that waited longer is dropped unscored."""
+
+
+class PictureSettings(_Settings):
+    """Which part of the picture is scored."""
+
+    crop: list[int] = []
+    """``[left, top, width, height]`` in upright pixels; empty for the whole picture."""
+    letterbox: bool = True
+    """Leave detected black bars out."""
+
+    def __post_init__(self) -> None:
+        """Refuse a crop that is not a rectangle."""
+        if self.crop and len(self.crop) != 4:
+            raise ValueError(f"crop {self.crop} must be [left, top, width, height]")
+        if self.crop:
+            Crop(*self.crop)
+
+    @property
+    def rectangle(self) -> Crop | None:
+        """The crop as a value, or None."""
+        return Crop(*self.crop) if self.crop else None
+
+
+class ModelSettings(_Settings):
+    """Which model scores, and on what."""
+
+    name: str = "student"
+    """A shipped model's name or the path of a ``.onnx`` file with its manifest beside it."""
+    backend: str = "onnxruntime"
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    threads: Count = 1
+    """CPU threads of one inference."""
+
+
+class PoolingSettings(_Settings):
+    """How frame scores become one number over time."""
+
+    windows_seconds: Annotated[list[Positive], msgspec.Meta(max_length=8)] = [1.0, 10.0, 60.0]
+    hop_seconds: Positive = 1.0
+    max_hold_seconds: Positive = 2.0
+    """A score stands for the time until the next one, at most this long."""
+    ewma_seconds: Positive = 5.0
+    """Time constant of the moving average."""
+    hysteresis_seconds: Positive = 2.0
+    """How long a bad moment is remembered."""
+
+
+class PublishSettings(_Settings):
+    """The ZeroMQ publisher."""
+
+    endpoint: str = "tcp://127.0.0.1:5556"
+    """``tcp://HOST:PORT``, ``tcp://HOST:*`` or ``ipc://PATH``; empty publishes nothing."""
+    encoding: Literal["json", "msgpack"] = "json"
+    framing: Literal["multipart", "single"] = "multipart"
+    """``single`` joins topic and payload with a space, for CONFLATE subscribers."""
+    high_water_mark: Count = 200
+    """Messages kept for a slow subscriber before new ones are dropped for it."""
+    status_seconds: Positive = 5.0
+    """A status message at least this often, so that silence and death differ."""
+    curve_dir: str = ""
+    """Folder with ``server.key_secret`` and the allowed clients' ``*.key``: CURVE encryption."""
+    insecure: bool = False
+    """Allow an endpoint other machines can reach without CURVE."""
+
+
+class OutputSettings(_Settings):
+    """Files written beside the publisher; empty writes none."""
+
+    ndjson: str = ""
+    csv: str = ""
+    report: str = ""
+    """HTML report written when the session ends; needs the ``report`` extra."""
+    thumbnails: Annotated[int, msgspec.Meta(ge=0, le=100)] = 6
+    """How many of the worst frames are kept as pictures in the NDJSON recording and report."""
+
+
+class StreamEntry(_Settings):
+    """One stream to watch; ``[[stream]]`` in the file."""
+
+    url: str
+    id: StreamId | None = None
+    """The name in topics and files; derived from the URL where absent."""
+    options: dict[str, str] = {}
+    """Added to ``source.options`` for this stream."""
+
+
+class StreamConfig(_Settings):
+    """Everything ``dgiqa-stream watch`` can be told."""
+
+    stream: list[StreamEntry] = []
+    source: SourceSettings = SourceSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    overload: OverloadSettings = OverloadSettings()
+    picture: PictureSettings = PictureSettings()
+    model: ModelSettings = ModelSettings()
+    pooling: PoolingSettings = PoolingSettings()
+    publish: PublishSettings = PublishSettings()
+    output: OutputSettings = OutputSettings()
+
+
+def load_config(path: Path) -> StreamConfig:
+    """Read a configuration file; raises :class:`ConfigError` naming the key and the rule."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read the configuration {path}: {exc}") from exc
+    try:
+        return parse_config(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path} is not TOML: {exc}") from exc
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+
+
+def parse_config(values: dict[str, Any]) -> StreamConfig:
+    """Settings from nested tables; raises :class:`ConfigError` naming the key and the rule."""
+    _refuse_unknown(values, StreamConfig, "")
+    try:
+        return msgspec.convert(values, StreamConfig)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(str(exc).replace("`$.", "`")) from exc
+
+
+def _refuse_unknown(values: Any, struct: type[msgspec.Struct], prefix: str) -> None:
+    if not isinstance(values, dict):
+        return  # a wrong type: msgspec names it
+    fields = {f.encode_name: f.type for f in msgspec.structs.fields(struct)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(fields)}"
+            raise ConfigError(f"unknown setting {prefix}{key}; {hint}")
+        inner = fields[key]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            _refuse_unknown(value, inner, f"{prefix}{key}.")
+        elif key == "stream" and isinstance(value, list):
+            for number, entry in enumerate(value):
+                _refuse_unknown(entry, StreamEntry, f"{prefix}stream[{number}].")
