@@ -72,7 +72,7 @@ class OverloadSettings(_Settings):
 class PictureSettings(_Settings):
     """Which part of the picture is scored."""
 
-    crop: list[int] = []
+    crop: tuple[int, ...] = ()
     """``[left, top, width, height]`` in upright pixels; empty for the whole picture."""
     letterbox: bool = True
     """Leave detected black bars out."""
@@ -80,7 +80,7 @@ class PictureSettings(_Settings):
     def __post_init__(self) -> None:
         """Refuse a crop that is not a rectangle."""
         if self.crop and len(self.crop) != 4:
-            raise ValueError(f"crop {self.crop} must be [left, top, width, height]")
+            raise ValueError(f"crop {list(self.crop)} must be [left, top, width, height]")
         if self.crop:
             Crop(*self.crop)
 
@@ -105,7 +105,7 @@ class ModelSettings(_Settings):
 class PoolingSettings(_Settings):
     """How frame scores become one number over time."""
 
-    windows_seconds: Annotated[list[Positive], msgspec.Meta(max_length=8)] = [1.0, 10.0, 60.0]
+    windows_seconds: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=8)] = (1.0, 10.0, 60.0)
     hop_seconds: Positive = 1.0
     max_hold_seconds: Positive = 2.0
     """A score stands for the time until the next one, at most this long."""
@@ -157,7 +157,7 @@ class StreamEntry(_Settings):
 class StreamConfig(_Settings):
     """Everything ``dgiqa-stream watch`` can be told."""
 
-    stream: list[StreamEntry] = []
+    stream: tuple[StreamEntry, ...] = ()
     source: SourceSettings = SourceSettings()
     sampler: SamplerSettings = SamplerSettings()
     overload: OverloadSettings = OverloadSettings()
