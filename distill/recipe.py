@@ -37,6 +37,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_epochs: Count
     """Epochs of the head alone on frozen features, before the trunk moves."""
     trunk_rate: Positive
+    """Largest step of the trunk's tensors, as a share of each one's own RMS."""
     head_rate: Positive
     warmup_steps: int
     weight_decay: float

@@ -84,10 +84,10 @@ class Trunk(nn.Module):
         for j, block in enumerate(self.blocks):
             x = block(x)  # (B, C_j, H/2..H/32, W/2..W/32)
             if j in TAPPED:
-                taps.append(F.adaptive_avg_pool2d(x, 1))  # (B, C_j, 1, 1)
+                taps.append(x.mean((2, 3)))  # (B, C_j)
         x = F.relu(self.last(x))  # (B, 1280, H/32, W/32)
-        taps.append(F.adaptive_avg_pool2d(x, 1))
-        return torch.cat(taps, 1).flatten(1)  # (B, features)
+        taps.append(x.mean((2, 3)))
+        return torch.cat(taps, 1)  # (B, features)
 
 
 class Student(nn.Module):
@@ -122,14 +122,30 @@ class Student(nn.Module):
         """uint8 (N, H, W, 3) each, RGB, to quality (N,) in 0..1, 1 best."""
         return torch.sigmoid(self.logits(whole, fragments))
 
-    def fold_feature_scaling_(self) -> None:
-        """Move the standardisation of the features into the head's first layer, exactly."""
+
+class Deployed(nn.Module):
+    """A trained student as it is exported: the same numbers, nothing that only training needs.
+
+    The standardisation of the features is folded into the head's first layer.
+    """
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.trunk = student.trunk
+        self.hidden = nn.Linear(student.hidden.in_features, student.hidden.out_features)
+        self.quality = student.quality
         with torch.no_grad():
-            weight = self.hidden.weight / self.feature_std
-            self.hidden.bias -= weight @ self.feature_mean
+            weight = student.hidden.weight / student.feature_std
             self.hidden.weight.copy_(weight)
-            self.feature_mean.zero_()
-            self.feature_std.fill_(1.0)
+            self.hidden.bias.copy_(student.hidden.bias - weight @ student.feature_mean)
+
+    def forward(self, whole: Tensor, fragments: Tensor) -> Tensor:
+        """uint8 (N, H, W, 3) each, RGB, to quality (N, 1) in 0..1, 1 best."""
+        x = torch.cat([whole, fragments], 0).permute(0, 3, 1, 2)  # (2N, 3, H, W)
+        f = self.trunk((x.float() - INPUT_MEAN) / INPUT_STD)  # (2N, features)
+        a, b = f.chunk(2, 0)  # (N, features) each
+        hidden = F.relu(self.hidden(torch.cat([a, b], 1)))  # (N, 64)
+        return torch.sigmoid(self.quality(hidden))  # (N, 1)
 
 
 def load_imagenet_(trunk: Trunk, weights: Path) -> None:

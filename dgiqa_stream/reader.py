@@ -1,0 +1,193 @@
+"""Decodes ahead of scoring in a thread of its own, and counts every frame that goes missing.
+
+Part of the pipeline: the only place, with :mod:`dgiqa_stream.pipeline`, that starts a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from dgiqa_stream.config import OverloadSettings
+from dgiqa_stream.errors import SourceUnavailable
+from dgiqa_stream.telemetry import Count, Stage, Telemetry
+from dgiqa_stream.types import OverloadPolicy
+
+if TYPE_CHECKING:
+    from dgiqa_stream.sampler import Sampler
+    from dgiqa_stream.sources import Source
+    from dgiqa_stream.types import Frame, StreamInfo
+
+_JOIN_SECONDS = 0.5
+_OPEN_GRACE_SECONDS = 2.0
+
+
+class ReadAhead:
+    """A source read by a thread; a context manager whose exit stops the thread.
+
+    What the thread raises, :meth:`frames` raises. After the exit::
+
+        decoded = skipped + dropped_queue + dropped_stale + handed
+    """
+
+    def __init__(
+        self,
+        open_source: Callable[[], Source],
+        *,
+        sampler: Sampler,
+        overload: OverloadSettings,
+        telemetry: Telemetry,
+        open_timeout_seconds: float,
+        name: str,
+    ) -> None:
+        """Nothing is opened before the block is entered."""
+        self._open_source, self._sampler = open_source, sampler
+        self._overload, self._telemetry = overload, telemetry
+        self._open_timeout_seconds = open_timeout_seconds
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[float, Frame]] = deque()
+        self._source: Source | None = None
+        self._error: BaseException | None = None
+        self._ended = self._stopped = False
+        self._policy = OverloadPolicy.WAIT
+        self._thread = threading.Thread(target=self._read, name=f"reader {name}", daemon=True)
+
+    @property
+    def info(self) -> StreamInfo | None:
+        """What is known of the stream; None until it is open."""
+        source = self._source
+        return source.info if source else None
+
+    @property
+    def has_left_thread(self) -> bool:
+        """Whether a read that would not end kept the thread alive past the exit."""
+        return self._stopped and self._thread.is_alive()
+
+    def frames(self, *, idle_seconds: float) -> Iterator[Frame | None]:
+        """Sampled frames in order; None whenever nothing came for ``idle_seconds``.
+
+        Raises what the source raised, after the frames that came before it, and
+        :class:`SourceUnavailable` when opening outlasts its deadline.
+        """
+        deadline = time.monotonic() + self._open_timeout_seconds + _OPEN_GRACE_SECONDS
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._ended, idle_seconds)
+                frame = self._take()
+                if frame is None and self._ended:
+                    if self._error is not None:
+                        raise self._error
+                    return
+            if frame is None and self._source is None and time.monotonic() > deadline:
+                raise SourceUnavailable(
+                    f"the source did not open within {self._open_timeout_seconds:g} s: check the "
+                    "address, or allow more with --open-timeout"
+                )
+            yield frame
+
+    def stop(self) -> None:
+        """Ask the thread to end; frames still waiting are dropped and counted."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        source = self._source
+        if source is not None:
+            source.close()
+
+    def __enter__(self) -> ReadAhead:
+        """Start reading."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop, and wait a moment for the thread; a read that ignores its deadline is left."""
+        self.stop()
+        self._thread.join(_JOIN_SECONDS)
+        with self._changed:
+            self._telemetry.count(Count.DROPPED_QUEUE, len(self._waiting))
+            self._waiting.clear()
+
+    def _take(self) -> Frame | None:
+        """The next frame that is not stale; the lock is held."""
+        while self._waiting:
+            came_at, frame = self._waiting.popleft()
+            self._changed.notify_all()
+            waited = time.monotonic() - came_at
+            is_stale = (
+                self._policy is OverloadPolicy.DROP_OLDEST
+                and waited > self._overload.staleness_seconds
+                and self._waiting
+            )
+            if not is_stale:
+                self._telemetry.count(Count.HANDED)
+                return frame
+            self._telemetry.count(Count.DROPPED_STALE)
+        return None
+
+    def _read(self) -> None:
+        source: Source | None = None
+        try:
+            source = self._open_source()
+            self._policy = self._policy_for(source)
+            with self._changed:
+                self._source = source
+                self._changed.notify_all()
+            if not self._stopped:
+                self._read_frames(source)
+        except BaseException as exc:  # noqa: BLE001 - the consumer raises it
+            self._error = exc
+        finally:
+            if source is not None:
+                source.close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _read_frames(self, source: Source) -> None:
+        counted_errors = 0
+        begin = time.monotonic()
+        for frame in source.frames():
+            self._telemetry.observe(Stage.DECODE, time.monotonic() - begin)
+            self._telemetry.count(Count.DECODED)
+            if frame.info.corrupt:
+                self._telemetry.count(Count.CORRUPT)
+            if frame.info.discontinuity:
+                self._telemetry.count(Count.DISCONTINUITIES)
+            if source.num_decode_errors > counted_errors:
+                self._telemetry.count(
+                    Count.DECODE_ERRORS, source.num_decode_errors - counted_errors
+                )
+                counted_errors = source.num_decode_errors
+            if self._sampler.wants(frame.info):
+                self._offer(frame)
+            else:
+                self._telemetry.count(Count.SKIPPED)
+            if self._stopped:
+                return
+            begin = time.monotonic()
+
+    def _policy_for(self, source: Source) -> OverloadPolicy:
+        if self._overload.policy != "auto":
+            return OverloadPolicy(self._overload.policy)
+        return OverloadPolicy.DROP_OLDEST if source.info.is_live else OverloadPolicy.WAIT
+
+    def _offer(self, frame: Frame) -> None:
+        with self._changed:
+            if self._policy is OverloadPolicy.WAIT:
+                self._changed.wait_for(
+                    lambda: len(self._waiting) < self._overload.queue_frames or self._stopped
+                )
+            elif len(self._waiting) >= self._overload.queue_frames:
+                self._waiting.popleft()
+                self._telemetry.count(Count.DROPPED_QUEUE)
+            self._waiting.append((time.monotonic(), frame))
+            self._changed.notify_all()

@@ -1,0 +1,134 @@
+"""Pictures in, scores out: preprocess, backend and score mapping behind one door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dgiqa_stream.backends import Backend, BackendStatus, open_backend
+from dgiqa_stream.config import ModelSettings
+from dgiqa_stream.manifest import DEFAULT_MODEL, LoadedModel, ModelManifest, load_model
+from dgiqa_stream.preprocess import make_batch
+from dgiqa_stream.types import Crop, FrameBatch, Planes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MOST_AT_ONCE = 8  # larger batches gain nothing on a CPU and cost memory
+
+
+class Prediction(NamedTuple):
+    """What the model says of one picture."""
+
+    score: float
+    """0 (worst) to 100 (best)."""
+    raw: float
+    """The network's own output."""
+
+
+class Scorer:
+    """A model ready to score. Thread-safe; use as a context manager or call :meth:`close`."""
+
+    def __init__(self, model: LoadedModel, backend: Backend) -> None:
+        """Take an opened backend of a loaded model; :func:`load_scorer` does both."""
+        self._model, self._backend = model, backend
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """What the model is."""
+        return self._model.manifest
+
+    @property
+    def status(self) -> BackendStatus:
+        """Which engine and device really run."""
+        return self._backend.status
+
+    def score(self, rgb: NDArray[np.uint8]) -> float:
+        """The quality of one picture, 0 (worst) to 100 (best).
+
+        ``rgb`` is uint8 (H, W, 3), full range; raises ``ValueError`` for anything else.
+        """
+        return self.score_batch([rgb])[0]
+
+    def score_batch(self, pictures: Sequence[NDArray[np.uint8]]) -> list[float]:
+        """The quality of each picture; sizes may differ. See :meth:`score`."""
+        return [p.score for p in self.predict([planes_of_rgb(rgb) for rgb in pictures])]
+
+    def predict(
+        self, pictures: Sequence[Planes], *, crop: Crop | None = None
+    ) -> list[Prediction]:
+        """Score decoded planes; ``crop`` in upright pixels leaves out what is outside it."""
+        found: list[Prediction] = []
+        for first in range(0, len(pictures), _MOST_AT_ONCE):
+            found += self.infer(self.cut(pictures[first : first + _MOST_AT_ONCE], crop=crop))
+        return found
+
+    def cut(self, pictures: Sequence[Planes], *, crop: Crop | None = None) -> FrameBatch:
+        """The model's views of each picture."""
+        return make_batch(pictures, self._model.manifest.preprocess.views, crop=crop)
+
+    def infer(self, batch: FrameBatch) -> list[Prediction]:
+        """Score views that were cut before."""
+        mapping = self._model.manifest.output.mapping
+        return [Prediction(mapping(raw), raw) for raw in self._backend.infer(batch).tolist()]
+
+    def close(self) -> None:
+        """Release the engine; calling twice is fine."""
+        self._backend.close()
+
+    def __enter__(self) -> Scorer:
+        """The scorer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+def load_scorer(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    device: str = "auto",
+    backend: str = "onnxruntime",
+    num_threads: int = 1,
+) -> Scorer:
+    """Load a model and open it on an engine.
+
+    ``model`` is a shipped model's name or the path of a ``.onnx`` file with its manifest beside it;
+    ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises :class:`ModelError` (or its
+    :class:`BackendUnavailable`) where that cannot be.
+    """
+    loaded = load_model(model)
+    return Scorer(
+        loaded, open_backend(loaded, backend=backend, device=device, num_threads=num_threads)
+    )
+
+
+def scorer_of(settings: ModelSettings) -> Scorer:
+    """The scorer that a configuration asks for."""
+    return load_scorer(
+        settings.name,
+        device=settings.device,
+        backend=settings.backend,
+        num_threads=settings.threads,
+    )
+
+
+def planes_of_rgb(rgb: Any) -> Planes:
+    """Planes of a uint8 (H, W, 3) array; raises ``ValueError`` for anything else."""
+    array = np.asarray(rgb)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ValueError(
+            f"a picture must be uint8 (H, W, 3) RGB, not {array.dtype} {array.shape}: "
+            "drop alpha, repeat grey three times, scale floats to 0..255"
+        )
+    return Planes((array,), full_range=True)

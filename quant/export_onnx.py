@@ -1,0 +1,122 @@
+"""Torch to ONNX: uint8 pictures in, quality in 0..1 out, with its manifest beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import nn
+
+from dgiqa_stream.manifest import (
+    ModelManifest,
+    OutputSpec,
+    PreprocessSpec,
+    ScoreMapping,
+    manifest_path,
+)
+from dgiqa_stream.preprocess import ViewSpec
+
+OPSET = 20
+OUTPUT = "quality"
+LINEAR = ScoreMapping(raw=[0.0, 1.0], score=[0.0, 100.0])
+
+
+def export_graph(model: nn.Module, views: Sequence[ViewSpec]) -> onnx.ModelProto:
+    """The float graph with a dynamic batch; inputs are named after the views."""
+    example = tuple(torch.zeros((2, *view.shape), dtype=torch.uint8) for view in views)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    exported = torch.onnx.export(
+        model.eval(),
+        example,
+        dynamo=True,
+        input_names=[view.name for view in views],
+        output_names=[OUTPUT],
+        dynamic_shapes=tuple({0: batch} for _ in views),
+        opset_version=OPSET,
+        verbose=False,
+    )
+    if exported is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return with_pooling_nodes(exported.model_proto)
+
+
+def with_pooling_nodes(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Means over height and width as GlobalAveragePool, which INT8 engines know; in place.
+
+    GlobalAveragePool keeps the two axes; a Flatten after it drops them as ReduceMean did.
+    """
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
+    nodes = []
+    for node in graph.graph.node:
+        axes = constants.get(node.input[1]) if node.op_type == "ReduceMean" else None
+        if axes is None or axes.tolist() not in ([2, 3], [-2, -1]):
+            nodes.append(node)
+            continue
+        pooled = node.output[0] + "_pooled"
+        nodes.append(helper.make_node("GlobalAveragePool", node.input[:1], [pooled]))
+        nodes.append(helper.make_node("Flatten", [pooled], node.output, axis=1))
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    for number, node in enumerate(graph.graph.node):
+        node.name = f"{node.op_type.lower()}_{number}"
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def write_model(
+    graph: onnx.ModelProto,
+    path: Path,
+    *,
+    name: str,
+    version: str,
+    precision: str,
+    views: Sequence[ViewSpec],
+    normalisation: tuple[float, float],
+    num_parameters: int,
+    made_by: str,
+    history: list[dict[str, Any]],
+    metrics: dict[str, Any] | None = None,
+    mapping: ScoreMapping = LINEAR,
+    calibration: str = "biq2021-train-1",
+    licence: str = "Apache-2.0",
+) -> ModelManifest:
+    """Write ``path`` and its manifest; both appear whole or not at all."""
+    del graph.metadata_props[:]
+    about = {"id": name, "version": version, "precision": precision, "licence": licence}
+    for key, value in about.items():
+        graph.metadata_props.add(key=f"dgiqa.{key}", value=value)
+    content = graph.SerializeToString()
+    manifest = ModelManifest(
+        schema="dgiqa.manifest/1",
+        id=name,
+        version=version,
+        precision=precision,  # type: ignore[arg-type]
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        licence=licence,
+        num_parameters=num_parameters,
+        preprocess=PreprocessSpec(
+            views=list(views), mean=normalisation[0], std=normalisation[1]
+        ),
+        output=OutputSpec(OUTPUT, mapping),
+        calibration=calibration,
+        made_by=made_by,
+        history=history,
+        metrics=metrics or {},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n"
+    for target, data in ((path, content), (manifest_path(path), text.encode())):
+        part = target.with_name(target.name + ".part")
+        part.write_bytes(data)
+        os.replace(part, target)
+    return manifest
+

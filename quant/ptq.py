@@ -1,0 +1,136 @@
+"""Post-training INT8: ONNX Runtime's static Q/DQ for CPUs with 8-bit dot products.
+
+uint8 activations per tensor, int8 weights per channel (signed activations run an order of magnitude
+slower on x86 in ONNX Runtime). The picture's own bytes are the first quantised tensor: input
+normalisation is one scale and one zero point, so quantising it loses nothing and the nodes that
+would make floats of the picture are removed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+Views = dict[str, NDArray[np.uint8]]
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+
+
+class Int8StaticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a float graph becomes INT8. Saved in the artefact's manifest."""
+
+    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    percentile: float = 99.999
+    operators: tuple[str, ...] = ("Conv", "Relu", "Add", "GlobalAveragePool")
+    """Kinds of node whose inputs and outputs are quantised; the head stays in float."""
+    float_nodes: tuple[str, ...] = ()
+    """Names of nodes left in float."""
+    reduce_range: bool = False
+    """7-bit weights: only for x86 without VNNI, where 16-bit sums could saturate."""
+    version: int = 1
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, batches: Sequence[Views]) -> None:
+        self._batches: Iterator[Views] = iter(batches)
+
+    def get_next(self) -> Views | None:
+        return next(self._batches, None)
+
+
+def quantize_onnx(
+    graph: onnx.ModelProto, config: Int8StaticConfig, calibration: Sequence[Views]
+) -> onnx.ModelProto:
+    """The INT8 graph of a float one, calibrated on batches of views (uint8, one picture each)."""
+    if not calibration:
+        raise ValueError("calibration needs pictures: the set is empty")
+    normalised, overrides = _exact_input(graph)
+    with tempfile.TemporaryDirectory() as folder:
+        source, ready, target = (Path(folder) / n for n in ("f.onnx", "p.onnx", "q.onnx"))
+        onnx.save(graph, source)
+        quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+        quantize_static(
+            str(ready),
+            str(target),
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=config.reduce_range,
+            op_types_to_quantize=list(config.operators),
+            nodes_to_exclude=list(config.float_nodes),
+            calibrate_method=_METHODS[config.calibration],
+            extra_options={
+                "TensorQuantOverrides": overrides,
+                "CalibPercentile": config.percentile,
+            },
+        )
+        quantised = onnx.load(target)
+    return _take_bytes(quantised, normalised)
+
+
+def _exact_input(graph: onnx.ModelProto) -> tuple[str, dict[str, list[dict[str, Any]]]]:
+    """The normalised picture's tensor and the scale and zero point that lose nothing of it."""
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
+    by_input = {node.input[0]: node for node in graph.graph.node if node.input}
+    cast = next((n for n in graph.graph.node if n.op_type == "Cast"), None)
+    sub = by_input.get(cast.output[0]) if cast else None
+    div = by_input.get(sub.output[0]) if sub else None
+    if sub is None or div is None or (sub.op_type, div.op_type) != ("Sub", "Div"):
+        raise ValueError("the graph must begin by Cast, Sub, Div of uint8 pictures")
+    mean, std = (float(constants[node.input[1]]) for node in (sub, div))
+    if not mean.is_integer() or not 0 <= mean <= 255:
+        raise ValueError(f"the input mean {mean} must be a whole number of 8-bit steps")
+    exact = {
+        "quant_type": QuantType.QUInt8,
+        "scale": np.array(1.0 / std, np.float32),
+        "zero_point": np.array(int(mean), np.uint8),
+    }
+    return div.output[0], {div.output[0]: [exact]}
+
+
+def _take_bytes(graph: onnx.ModelProto, normalised: str) -> onnx.ModelProto:
+    """Feed the picture's bytes to the first DequantizeLinear; drop Cast, Sub, Div, Quantize."""
+    makers = {out: node for node in graph.graph.node for out in node.output}
+    quantize = next(
+        n for n in graph.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == normalised
+    )
+    div = makers[normalised]
+    sub = makers[div.input[0]]
+    cast = makers[sub.input[0]]
+    for node in graph.graph.node:
+        for i, name in enumerate(node.input):
+            if name == quantize.output[0]:
+                node.input[i] = cast.input[0]
+    dropped = {id(n) for n in (cast, sub, div, quantize)}
+    kept = [n for n in graph.graph.node if id(n) not in dropped]
+    del graph.graph.node[:]
+    graph.graph.node.extend(kept)
+    used = {name for node in kept for name in node.input}
+    constants = [t for t in graph.graph.initializer if t.name in used]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(constants)
+    onnx.checker.check_model(graph)
+    return graph
+
+
