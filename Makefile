@@ -1,0 +1,140 @@
+# What a contributor runs; `make` alone lists it. Needs make, git and Python 3.11 or later with venv.
+#
+#   PYTHON=python3.12    which Python makes the environments (default: the first found that can)
+#   TORCH=yes|no|auto    auto runs the training and export tests where torch can be installed,
+#                        yes fails where it cannot, no leaves them out
+#   PYTEST_ARGS="-k x"   more arguments for pytest
+#   FAIL_WITHOUT_SERVERS=1, DGIQA_ODD_MEDIA=DIR   are passed on to the tests
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?=
+TORCH ?= auto
+PYTEST_ARGS ?=
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+BIN := $(abspath $(VENV))/bin
+CONSTRAINTS := .ci/constraints.txt
+
+# The tests run elsewhere, so a relative folder would be lost on the way.
+ifneq ($(strip $(DGIQA_ODD_MEDIA)),)
+export DGIQA_ODD_MEDIA := $(abspath $(DGIQA_ODD_MEDIA))
+endif
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tools and tests see what is installed, not what a shell profile adds.
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+# $(call make_venv,FOLDER): an environment, or one line that says what to install.
+define make_venv
+for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do
+  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+  then break; else python=; fi
+done
+if [ -z "$$python" ]; then
+  echo "No Python 3.11 or later that can make virtual environments" \
+    "$(if $(PYTHON),(PYTHON=$(PYTHON)) ,)was found." >&2
+  echo "On Debian or Ubuntu: sudo apt-get install python3 python3-venv" >&2
+  echo "Or name one: make $(or $(MAKECMDGOALS),test) PYTHON=python3.12" >&2
+  exit 1
+fi
+"$$python" -m venv --clear $(1)
+$(1)/bin/python -m pip install --quiet --upgrade "pip>=25.1"   # 25.1: dependency groups
+endef
+
+# $(call say,TEXT): a headline, so that a long log can be read.
+say = printf '\n== %s\n' "$(1)"
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: test
+test: lint types wheel ## lint, types, and the whole suite against the built wheel
+	@$(call say,tests against the wheel)
+	stage=$$(mktemp -d)
+	trap 'rm -rf "$$stage"' EXIT
+	# Only what tests read: a module missing in the wheel cannot be found in the checkout.
+	cp -R tests configs docs README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml "$$stage"
+	find "$$stage" -name __pycache__ -prune -exec rm -rf {} +
+	without=()
+	if ! $(BIN)/python -c 'import torch' 2>/dev/null; then
+	  echo "torch is not installed: tests/distill and tests/quant are left out"
+	  without=(--ignore=tests/distill --ignore=tests/quant)
+	fi
+	cd "$$stage"
+	DGIQA_CHECKOUT="$(CURDIR)" PATH="$(BIN):$$PATH" \
+	  $(BIN)/python -m pytest "$${without[@]}" $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(VENV)/tools ## ruff, formatting, import contracts, spelling, test docstrings
+	@$(call say,lint)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/interrogate --quiet tests
+
+.PHONY: types
+types: wheel ## mypy, strict on dgiqa_stream and plugins
+	@$(call say,types)
+	$(BIN)/mypy
+
+.PHONY: wheel
+wheel: $(VENV)/tools ## build the wheel and install it into .venv
+	@$(call say,wheel)
+	rm -rf $(VENV)/wheel
+	$(BIN)/python -m hatchling build -t wheel -d $(VENV)/wheel
+	wheel=$$(echo $(VENV)/wheel/*.whl)
+	extras=report
+	case "$(TORCH)" in
+	  no) ;;
+	  yes) extras=report,train,quant ;;
+	  auto)
+	    if $(BIN)/pip install --quiet -c $(CONSTRAINTS) torch; then
+	      extras=report,train,quant
+	    else
+	      echo "torch cannot be installed here; TORCH=no does not try, TORCH=yes insists" >&2
+	    fi ;;
+	  *) echo "TORCH=$(TORCH) is not one of yes, no, auto" >&2; exit 2 ;;
+	esac
+	# pip keeps an installed wheel of the same version, whatever is in it
+	$(BIN)/pip uninstall --quiet --yes dgiqa-stream 2>/dev/null
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) "$$wheel[$$extras]"
+	$(BIN)/pip check
+
+.PHONY: demo
+demo: $(DEMO_VENV)/ready ## install the runtime alone and run the demo
+	@$(DEMO_VENV)/bin/python demo/demo.py
+
+.PHONY: bench
+bench: wheel ## run benchmarks/*.py; each writes JSON
+	@found=$$(find benchmarks -maxdepth 1 -name '[!_]*.py' 2>/dev/null | sort)
+	if [ -z "$$found" ]; then echo "no benchmarks here" >&2; exit 1; fi
+	for script in $$found; do $(call say,$$script); $(BIN)/python "$$script"; done
+
+.PHONY: clean
+clean: ## remove the environments, caches and what the demo wrote
+	rm -rf $(VENV) $(DEMO_VENV) .nox dist demo-output .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/tools: pyproject.toml $(CONSTRAINTS)
+	@$(call say,environment $(VENV))
+	$(call make_venv,$(VENV))
+	$(BIN)/pip install --quiet -c $(CONSTRAINTS) --group build --group test --group lint
+	touch $@
+
+# Installed again when a file of the packages is newer: that is what the demo should show.
+$(DEMO_VENV)/ready: pyproject.toml $(shell find dgiqa_stream plugins -type f ! -name '*.pyc' 2>/dev/null)
+	@$(call say,environment $(DEMO_VENV))
+	if [ ! -x $(DEMO_VENV)/bin/python ]; then
+	$(call make_venv,$(DEMO_VENV))
+	fi
+	$(DEMO_VENV)/bin/pip install --quiet --force-reinstall --no-deps .
+	$(DEMO_VENV)/bin/pip install --quiet ".[report]"
+	touch $@
