@@ -1,0 +1,56 @@
+"""What poolers take, and what they must do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Holds:
+    """Scores and the stretches of presentation time they stand for, in time order.
+
+    Three float64 arrays (N,); stretches may have gaps between them but do not overlap, and each is
+    longer than 0.
+    """
+
+    begin_seconds: Array
+    end_seconds: Array
+    score: Array
+    """0..100."""
+
+    @property
+    def weights(self) -> Array:
+        """How long each score was held, in seconds, (N,)."""
+        return self.end_seconds - self.begin_seconds
+
+    def __getitem__(self, part: slice) -> Holds:
+        """The holds of a slice."""
+        return Holds(self.begin_seconds[part], self.end_seconds[part], self.score[part])
+
+    def __len__(self) -> int:
+        """The number of holds."""
+        return len(self.score)
+
+
+class Pooler(Protocol):
+    """Pools what it has been given so far, in bounded memory.
+
+    How time is cut into calls of ``add``, or a hold into shorter holds of the same score, changes
+    nothing.
+    """
+
+    def add(self, holds: Holds) -> None:
+        """Take the next holds, one or more, none before those it has."""
+
+    def forget(self) -> None:
+        """The stream's clock jumped: what came before must not colour what comes."""
+
+    def value(self) -> float | None:
+        """The pooled score so far; None before the first hold. May be called at any time."""
