@@ -113,7 +113,7 @@ def test_commands_lead_to_a_function(command):
 
 def test_the_wheel_holds_every_file_of_the_packages():
     """Nothing that git tracks in the packages is missing where they are installed."""
-    if INSTALLED == CHECKOUT.resolve():
+    if CHECKOUT.resolve() == INSTALLED:
         pytest.skip("runs from the checkout, not from a wheel")
     missing = [f for f in tracked_files(*PACKAGES) if not (INSTALLED / f).is_file()]
     assert missing == []
