@@ -25,7 +25,7 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of every table: immutable, and strict about its keys."""
 
 
-class SourceSettings(_Settings):
+class SourceSettings(_Settings, frozen=True):
     """How a stream or file is opened and decoded."""
 
     open_timeout_seconds: Positive = 10.0
@@ -45,7 +45,7 @@ class SourceSettings(_Settings):
     """Stop after this much presentation time."""
 
 
-class SamplerSettings(_Settings):
+class SamplerSettings(_Settings, frozen=True):
     """Which decoded frames are scored."""
 
     mode: Literal["time", "every", "keyframes"] = "time"
@@ -59,7 +59,7 @@ class SamplerSettings(_Settings):
     seed: int = 1
 
 
-class OverloadSettings(_Settings):
+class OverloadSettings(_Settings, frozen=True):
     """What happens when scoring is slower than the stream."""
 
     policy: Literal["auto", "wait", "drop_oldest"] = "auto"
@@ -69,7 +69,7 @@ class OverloadSettings(_Settings):
     """Live: a frame that waited longer is dropped unscored."""
 
 
-class PictureSettings(_Settings):
+class PictureSettings(_Settings, frozen=True):
     """Which part of the picture is scored."""
 
     crop: tuple[int, ...] = ()
@@ -90,7 +90,7 @@ class PictureSettings(_Settings):
         return Crop(*self.crop) if self.crop else None
 
 
-class ModelSettings(_Settings):
+class ModelSettings(_Settings, frozen=True):
     """Which model scores, and on what."""
 
     name: str = "student"
@@ -102,7 +102,7 @@ class ModelSettings(_Settings):
     """CPU threads of one inference."""
 
 
-class PoolingSettings(_Settings):
+class PoolingSettings(_Settings, frozen=True):
     """How frame scores become one number over time."""
 
     windows_seconds: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=8)] = (1.0, 10.0, 60.0)
@@ -115,7 +115,7 @@ class PoolingSettings(_Settings):
     """How long a bad moment is remembered."""
 
 
-class PublishSettings(_Settings):
+class PublishSettings(_Settings, frozen=True):
     """The ZeroMQ publisher."""
 
     endpoint: str = "tcp://127.0.0.1:5556"
@@ -133,7 +133,7 @@ class PublishSettings(_Settings):
     """Allow an endpoint other machines can reach without CURVE."""
 
 
-class OutputSettings(_Settings):
+class OutputSettings(_Settings, frozen=True):
     """Files written beside the publisher; empty writes none."""
 
     ndjson: str = ""
@@ -144,7 +144,7 @@ class OutputSettings(_Settings):
     """How many of the worst frames are kept as pictures in the NDJSON recording and report."""
 
 
-class StreamEntry(_Settings):
+class StreamEntry(_Settings, frozen=True):
     """One stream to watch; ``[[stream]]`` in the file."""
 
     url: str
@@ -154,7 +154,7 @@ class StreamEntry(_Settings):
     """Added to ``source.options`` for this stream."""
 
 
-class StreamConfig(_Settings):
+class StreamConfig(_Settings, frozen=True):
     """Everything ``dgiqa-stream watch`` can be told."""
 
     stream: tuple[StreamEntry, ...] = ()
@@ -198,7 +198,9 @@ def _refuse_unknown(values: Any, struct: type[msgspec.Struct], prefix: str) -> N
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(fields)}"
+            hint = (
+                f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(fields)}"
+            )
             raise ConfigError(f"unknown setting {prefix}{key}; {hint}")
         inner = fields[key]
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
