@@ -24,9 +24,14 @@ PROMISED = ERRORS | {
 }  # fmt: skip
 
 
+def in_order(name: str) -> tuple[int, str]:
+    """Constants, then classes, then functions, each by name: as ruff's RUF022 sorts."""
+    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+
+
 def test_all_is_sorted_and_short():
-    """``__all__`` lists each name once, sorted, and no more than a page holds."""
-    assert list(dgiqa_stream.__all__) == sorted(set(dgiqa_stream.__all__))
+    """``__all__`` lists each name once, in order, and no more than a page holds."""
+    assert list(dgiqa_stream.__all__) == sorted(set(dgiqa_stream.__all__), key=in_order)
     assert len(dgiqa_stream.__all__) <= MOST_NAMES
 
 
