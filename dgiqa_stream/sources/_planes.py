@@ -88,11 +88,11 @@ def _tags(frame: av.VideoFrame) -> dict[str, Any]:
 def _plane(frame: av.VideoFrame, index: int, row_bytes: int, bits: int) -> NDArray[Any]:
     """One plane as a strided view of the decoder's memory; the view keeps the memory alive."""
     plane = frame.planes[index]
-    raw = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]
-    rows = len(raw) // plane.line_size
-    return raw.reshape(rows, plane.line_size)[:, :row_bytes].view(
-        np.uint8 if bits == 8 else np.dtype("<u2")
-    )
+    raw: NDArray[np.uint8] = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]
+    rows = raw.reshape(-1, abs(plane.line_size))
+    if plane.line_size < 0:  # stored bottom up; OpenCV cannot read negative strides
+        rows = rows[::-1].copy()
+    return rows[:, :row_bytes].view(np.uint8 if bits == 8 else np.dtype("<u2"))
 
 
 def _from_planar(frame: av.VideoFrame, bits: int, rotation: int) -> Planes:

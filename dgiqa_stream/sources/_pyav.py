@@ -1,0 +1,337 @@
+"""Files, pictures, standard input and network streams, decoded by FFmpeg through PyAV."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from dgiqa_stream.errors import SourceError, SourceUnavailable, SourceUnsupported
+from dgiqa_stream.sources import is_still
+from dgiqa_stream.sources._container import choose_track, open_container
+from dgiqa_stream.sources._faults import ErrorFlood, source_error
+from dgiqa_stream.sources._frames import (
+    MAX_FPS,
+    dts_seconds_of,
+    pts_seconds_of,
+    to_frame,
+    upright_size,
+)
+from dgiqa_stream.sources._pacing import Pacer, Patience
+from dgiqa_stream.sources._timeline import MPEG_WRAP_SECONDS, Timeline
+from dgiqa_stream.types import Frame, StreamInfo
+from dgiqa_stream.urls import redact, scheme_of
+
+if TYPE_CHECKING:
+    import av
+    from av.video.stream import VideoStream
+
+    from dgiqa_stream.config import SourceSettings
+
+_MAX_ERRORS_IN_A_ROW = 250
+_MPEG_CLOCK = Fraction(1, 90_000)
+_logger = logging.getLogger("dgiqa_stream.sources")
+
+
+def open_url(url: str, settings: SourceSettings, *, stream: str) -> PyavSource:
+    """See :func:`dgiqa_stream.sources.open_source`."""
+    return PyavSource(url, settings, stream=stream)
+
+
+class PyavSource:
+    """A container opened by FFmpeg; the first frame is decoded while opening.
+
+    ``pipe`` is read in place of the URL, by a source that brings the bytes itself.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        settings: SourceSettings,
+        *,
+        stream: str,
+        pipe: Any = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.num_corrupt = 0
+        self.num_decode_errors = 0
+        self._url, self._settings, self._stream, self._pipe = url, settings, stream, pipe
+        self._shown = redact(url)
+        self._patience = patience or Patience(
+            settings.open_timeout_seconds, settings.read_timeout_seconds
+        )
+        self._flood = ErrorFlood(_logger, f"decode {self._shown}")
+        self._lock = threading.Lock()  # held while FFmpeg works on the container
+        self._stop = threading.Event()
+        self._errors_in_a_row = 0
+        self._open()
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
+            self._prime()
+            self.info = self._describe()
+            self._begin_seconds = _clock_seconds(self._pending[0]) or 0.0
+            on_error.pop_all()
+        self._patience.opened()
+        self._frames = self._chosen()
+
+    def frames(self) -> Iterator[Frame]:
+        """See :class:`dgiqa_stream.sources.Source`."""
+        pacer = Pacer(self._stop) if self._settings.realtime else None
+        while True:
+            try:
+                with self._lock:
+                    frame = None if self._stop.is_set() else next(self._frames, None)
+            finally:
+                if self._stop.is_set():
+                    self._release()
+            if frame is None:
+                self._flood.flush()
+                return
+            if pacer:
+                pacer.wait_until(frame.info.pts_seconds)
+            yield frame
+
+    def close(self) -> None:
+        """See :class:`dgiqa_stream.sources.Source`."""
+        self._stop.set()
+        if hasattr(self._pipe, "stop"):
+            self._pipe.stop()
+        self._release()
+
+    def _release(self) -> None:
+        """Close the container, unless another thread works on it: that thread then does."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._pending.clear()
+                self._container.close()
+                if self._pipe is not None:
+                    self._pipe.close()
+            finally:
+                self._lock.release()
+
+    def _open(self) -> None:
+        import av
+
+        try:
+            self._container = open_container(
+                self._url, self._settings, self._patience, pipe=self._pipe
+            )
+        except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as exc:
+            raise self._explain(exc) from exc
+        if self._pipe is None and not isinstance(self._container.file, str):
+            self._pipe = self._container.file
+        try:
+            self._track = choose_track(self._container, self._settings, shown=self._shown)
+        except SourceError:
+            self._container.close()
+            raise
+        self._track.thread_type = "AUTO"
+        self._track.codec_context.thread_count = self._settings.decoder_threads
+        self._pending: deque[av.VideoFrame] = deque()
+        self._is_drained = False
+        self._damaged = False
+
+    def _prime(self) -> None:
+        """Decode up to the first frame, which tells size, format and rotation."""
+        for frame in self._decoded():
+            self._pending.appendleft(frame)
+            return
+        raise SourceUnsupported(
+            f"{self._shown}: no frame could be decoded of its {self._codec} video; check it with "
+            "`ffprobe`"
+        )
+
+    @property
+    def _codec(self) -> str:
+        return self._track.codec_context.name
+
+    def _describe(self) -> StreamInfo:
+        first = self._pending[0]
+        width, height = upright_size(first)
+        info = StreamInfo(
+            width=width,
+            height=height,
+            codec=self._codec,
+            pix_fmt=first.format.name,
+            average_fps=self._average_fps(),
+            duration_seconds=self._duration_seconds(),
+            num_frames_from_header=self._track.frames or None,
+            is_live=False,
+            container=self._container.format.name,
+        )
+        if is_still(info):
+            changes: dict[str, Any] = {"average_fps": None, "duration_seconds": None}
+        else:
+            changes = {"is_live": self._is_live(info.duration_seconds)}
+        return dataclasses.replace(info, **changes)
+
+    def _is_live(self, duration_seconds: float | None) -> bool:
+        scheme = scheme_of(self._url)
+        if scheme in ("file", "stdin"):
+            return self._settings.realtime
+        return duration_seconds is None or scheme not in ("http", "https")
+
+    def _average_fps(self) -> Fraction | None:
+        """The frame rate; Matroska without one has FFmpeg take its clock's, which is no rate."""
+        track = self._track
+        rates = (track.average_rate, track.guessed_rate, track.base_rate)
+        return next((rate for rate in rates if rate and 0 < rate <= MAX_FPS), None)
+
+    def _duration_seconds(self) -> float | None:
+        track = self._track
+        if track.duration and track.time_base:
+            return float(track.duration * track.time_base)
+        return self._container.duration / 1e6 if self._container.duration else None
+
+    # From packets to frames -----------------------------------------------------------------
+
+    def _packets(self) -> Iterator[av.Packet[VideoStream] | None]:
+        """Packets of the track and, at the end, None (or PyAV's empty packet) to drain."""
+        import av
+
+        while not self._stop.is_set():
+            try:
+                for packet in self._container.demux(self._track):
+                    yield packet
+                    if self._stop.is_set():
+                        return
+                return
+            except av.error.InvalidDataError as exc:  # damage: what follows may be readable
+                self._count_error(exc)
+                if self._errors_in_a_row >= _MAX_ERRORS_IN_A_ROW:
+                    yield None
+                    return
+            except (av.error.FFmpegError, OSError) as exc:
+                raise self._explain(exc) from exc
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        """Pending frames, then those decoded from here on."""
+        import av
+
+        while self._pending:
+            yield self._pending.popleft()
+        if self._is_drained:
+            return
+        for packet in self._packets():
+            self._inspect(packet)
+            try:
+                frames = self._track.decode(packet)
+            except av.error.EOFError:
+                frames = []
+            except av.error.FFmpegError as exc:
+                frames = []
+                self._count_error(exc)
+                self._stop_where_hopeless(exc)
+            self._is_drained = packet is None or packet.size == 0
+            if frames:
+                self._errors_in_a_row = 0
+                self._pending.extend(frames)
+            while self._pending:
+                yield self._pending.popleft()
+            if self._patience.is_over:
+                raise SourceUnavailable(
+                    f"{self._shown}: no picture could be decoded within "
+                    f"{self._patience.open_seconds:g} s; check the sender, or raise "
+                    "source.open_timeout_seconds"
+                )
+
+    def _inspect(self, packet: av.Packet[VideoStream] | None) -> None:
+        """Note damage on the way here; refuse what is encrypted."""
+        if packet is None:
+            return
+        self._damaged = self._damaged or packet.is_corrupt
+        if packet.has_sidedata("encryption_info"):
+            raise SourceUnsupported(
+                f"{self._shown}: is encrypted; give its key as source.options.decryption_key"
+            )
+
+    def _count_error(self, exc: BaseException) -> None:
+        self.num_decode_errors += 1
+        self._errors_in_a_row += 1
+        self._flood.add(getattr(exc, "strerror", None) or exc)
+
+    def _stop_where_hopeless(self, exc: BaseException) -> None:
+        if self._errors_in_a_row >= _MAX_ERRORS_IN_A_ROW:
+            raise SourceUnsupported(
+                f"{self._shown}: {self._errors_in_a_row} decode errors in a row without a frame "
+                f"of its {self._codec} video; check the sender"
+            ) from exc
+
+    def _explain(self, exc: BaseException) -> SourceError:
+        return source_error(exc, self._url, waited_seconds=self._patience.limit_seconds)
+
+    # From FFmpeg's frames to ours -----------------------------------------------------------
+
+    def _chosen(self) -> Iterator[Frame]:
+        """Frames within the time that the settings ask for."""
+        settings = self._settings
+        if is_still(self.info):
+            yield self._frame(self._pending.popleft(), 0, 0.0, False)
+            return
+        begin = self._begin_seconds + settings.start_seconds
+        if settings.start_seconds:
+            self._seek(begin)
+        fps = self.info.average_fps
+        timeline = Timeline(
+            frame_seconds=float(1 / fps) if fps else None,
+            wrap_seconds=MPEG_WRAP_SECONDS if self._track.time_base == _MPEG_CLOCK else None,
+        )
+        index, end, tolerance = 0, None, 0.5 * float(self._track.time_base or 0)
+        for raw in self._decoded():
+            pts_seconds, jumped = timeline.place(
+                pts_seconds_of(raw), dts_seconds=dts_seconds_of(raw)
+            )
+            if pts_seconds < begin - tolerance:
+                continue
+            if settings.duration_seconds and end is None:
+                end = pts_seconds + settings.duration_seconds - tolerance
+            if end is not None and pts_seconds >= end:
+                return
+            yield self._frame(raw, index, pts_seconds, jumped)
+            index += 1
+
+    def _seek(self, target_seconds: float) -> None:
+        """Move to the last key frame before the target, where the source can; else stay."""
+        import av
+
+        base = self._track.time_base
+        if self._pipe is not None or scheme_of(self._url) != "file" or not base:
+            return
+        try:
+            self._container.seek(int(target_seconds / base), stream=self._track)
+            self._pending.clear()
+            self._is_drained = False
+            first = next(self._decoded(), None)
+        except av.error.FFmpegError:
+            first = None
+        arrived = None if first is None else _clock_seconds(first)
+        if first is not None and arrived is not None and arrived <= target_seconds:
+            self._pending.appendleft(first)
+        else:  # some formats land too late: read from the start instead
+            self._container.close()
+            self._open()
+
+    def _frame(self, raw: av.VideoFrame, index: int, pts_seconds: float, jumped: bool) -> Frame:
+        corrupt = raw.is_corrupt or self._damaged
+        self._damaged = False
+        self.num_corrupt += corrupt
+        return to_frame(
+            raw,
+            stream=self._stream,
+            index=index,
+            pts_seconds=pts_seconds,
+            average_fps=self.info.average_fps,
+            jumped=jumped,
+            corrupt=corrupt,
+            codec_context=self._track.codec_context,
+        )
+
+
+def _clock_seconds(raw: av.VideoFrame) -> float | None:
+    shown = pts_seconds_of(raw)
+    return dts_seconds_of(raw) if shown is None else shown
