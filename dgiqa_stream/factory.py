@@ -290,8 +290,8 @@ def _time_part(score: FrameScore) -> msg.TimePart:
     received, scored = score.info.received_at_seconds, score.scored_at_seconds
     if not received:
         return msg.TimePart(wall_ns=None, latency_ms=None)
-    latency = max(0.0, scored - received) * 1e3 if scored else None  # clocks are set back, too
-    return msg.TimePart(wall_ns=round(received * 1e9), latency_ms=msg.finite(latency))
+    latency = max(0.0, scored - received) * 1e3 if scored else None  # a clock can be set back
+    return msg.TimePart(wall_ns=round(received * 1e6) * 1000, latency_ms=msg.finite(latency))
 
 
 def _sampling_part(settings: SamplerSettings) -> msg.SamplingPart:
@@ -342,9 +342,10 @@ def _source_part(info: StreamInfo) -> msg.SourcePart:
 
 def _scoring_settings(config: StreamConfig) -> dict[str, Any]:
     """The tables that can change a score; neither other streams nor where messages go."""
-    tables = {name: msgspec.to_builtins(getattr(config, name)) for name in _SCORING_TABLES}
-    tables["source"]["options"] = redact_options(config.source.options)
-    return tables
+    tables = {name: getattr(config, name) for name in _SCORING_TABLES}
+    settings: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(tables))
+    settings["source"]["options"] = redact_options(config.source.options)
+    return settings
 
 
 @cache
