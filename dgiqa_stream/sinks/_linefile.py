@@ -33,21 +33,24 @@ class LineFile:
         self._lock = threading.Lock()
         try:
             self._file = _open(path, append)
-            self.is_empty = not self._file.seekable() or self._file.seek(0, os.SEEK_END) == 0
-            if not self.is_empty and not _ends_a_line(Path(path)):
-                self.write(b"\n")  # a killed writer's line must not swallow the next
         except OSError as exc:
             raise self._error(exc) from exc
+        is_file = str(path) != STDOUT and self._file.seekable()
+        self.is_empty = not is_file or self._file.seek(0, os.SEEK_END) == 0
+        # A line that was cut short, by a kill or a full disk, must not swallow the next.
+        self._is_torn = not self.is_empty and not _ends_a_line(Path(path))
 
     def write(self, lines: bytes) -> None:
         """Append; raises SinkError where not all of it could be written."""
         with self._lock:
             if self._file.closed:
                 raise SinkError(f"{self._name} is closed: make a new sink")
+            left = memoryview(b"\n" + lines if self._is_torn else lines)
             try:
-                left = memoryview(lines)
                 while left:
-                    left = left[self._file.write(left) or 0 :]
+                    num_written = self._file.write(left) or 0
+                    left = left[num_written:]
+                    self._is_torn = bool(left) and (self._is_torn or num_written > 0)
             except OSError as exc:
                 raise self._error(exc) from exc
 
@@ -68,6 +71,9 @@ def _open(path: str | Path, append: bool) -> FileIO:
 
 
 def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    except OSError:  # may be written but not read
+        return True

@@ -25,7 +25,11 @@ class CsvSink:
             _check_columns(Path(path))
         self._file = LineFile(path, append=append)
         if self._file.is_empty:
-            self._file.write(_line(COLUMNS))
+            try:
+                self._file.write(_line(COLUMNS))
+            except SinkError:
+                self._file.close()
+                raise
 
     def send(self, message: Message) -> None:
         """Write a frame's line; raises SinkError where that fails, as on a full disk."""

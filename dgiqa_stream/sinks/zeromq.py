@@ -64,10 +64,12 @@ class ZeromqSink:
         self._gate = ClientGate(self._context, keys.clients) if keys else None
         self._socket = _make_socket(self._context, settings)
         self._closed = False
+        self._ipc_inode = 0
         try:
             if keys:
                 secure_server(self._socket, keys)
             _open(self._socket, self._place)
+            self._ipc_inode = _inode(self._place) if self._place.binds else 0
         except BaseException:
             self.close()
             raise
@@ -113,6 +115,8 @@ class ZeromqSink:
                 self._gate.close()
             self._socket.close(linger=self._linger_ms)
             self._context.term()
+            if self._ipc_inode and _inode(self._place) == self._ipc_inode:
+                Path(self._place.ipc_path).unlink()  # ZeroMQ leaves it
 
     def _serve(self) -> None:
         if self._gate:
@@ -241,6 +245,13 @@ def _bind_ipc(socket: zmq.Socket[bytes], place: Endpoint) -> None:
         os.umask(before)
     path = socket.getsockopt_string(zmq.LAST_ENDPOINT).removeprefix("ipc://")
     Path(path).chmod(0o600)
+
+
+def _inode(place: Endpoint) -> int:
+    try:
+        return Path(place.ipc_path).stat().st_ino if place.ipc_path else 0
+    except OSError:  # removed, or a path of ZeroMQ's own, which it removes
+        return 0
 
 
 def _refuse_to_replace(place: Endpoint) -> None:

@@ -14,6 +14,7 @@ Each is answered with a line, ``done`` and the seconds it took. The end of the i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -183,11 +184,12 @@ def subscribe(endpoint: str) -> None:
 
 
 def record(path: str) -> None:
-    """Write frames without end, telling how many are written."""
+    """Write frames without end, telling how many are written unless they go to the output."""
     sink, factory = NdjsonSink(path), make_factory()
     for index in range(10**9):
         sink.send(factory.frame(make_score(index)))
-        os.write(1, f"{index + 1}\n".encode())
+        if path != "-":
+            os.write(1, f"{index + 1}\n".encode())
 
 
 def tell(line: str) -> None:
@@ -200,5 +202,6 @@ if __name__ == "__main__":
     try:
         {"publish": publish, "subscribe": subscribe, "record": record}[sys.argv[1]](*sys.argv[2:])
     except DgiqaError as error:
-        tell(f"{type(error).__name__} {error}")
-        sys.exit(1)
+        with contextlib.suppress(BrokenPipeError):
+            tell(f"{type(error).__name__} {error}")
+        os._exit(1)  # nothing is left to flush, and the output may be gone
