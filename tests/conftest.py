@@ -1,6 +1,9 @@
-"""Shared by all tests."""
+"""Fixtures that several test folders share."""
 
 from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +19,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written rather than compared."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny clips and pictures by name; see ``tests/media/make_media.py``."""
+    script = Path(__file__).parent / "media" / "make_media.py"
+    spec = importlib.util.spec_from_file_location("make_media", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: dict[str, Path] = module.make_media(tmp_path_factory.mktemp("media"))
+    return made

@@ -284,7 +284,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def test_curve_admits_a_known_client(start: Callable[..., Peer], keys: Path) -> None:
-    """The right keys get messages; a stranger and a client without keys are told, not kept waiting."""
+    """The right keys get messages; a stranger and a client without keys are told at once."""
     publisher = start("publish", "tcp://0.0.0.0:*", f"curve_dir={keys}/server")
     endpoint = publisher.endpoint.replace("0.0.0.0", "127.0.0.1")
     publisher.ask("status cam1 running")
