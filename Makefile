@@ -112,8 +112,8 @@ demo: $(DEMO_VENV)/ready ## install the runtime alone and run the demo
 	@$(DEMO_VENV)/bin/python demo/demo.py
 
 .PHONY: bench
-bench: wheel ## run benchmarks/*.py; each writes JSON
-	@found=$$(find benchmarks -maxdepth 1 -name '[!_]*.py' 2>/dev/null | sort)
+bench: wheel ## run benchmarks/*.py but _*.py and make_*.py; each writes JSON
+	@found=$$(find benchmarks -maxdepth 1 -name '*.py' ! -name '_*' ! -name 'make_*' 2>/dev/null | sort)
 	if [ -z "$$found" ]; then echo "no benchmarks here" >&2; exit 1; fi
 	for script in $$found; do $(call say,$$script); $(BIN)/python "$$script"; done
 

@@ -21,7 +21,7 @@ INSTALLED = Path(dgiqa_stream.__file__).parents[1]
 PACKAGES = ("dgiqa_stream", "distill", "quant", "plugins")
 TORCH_FAMILY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "tensorrt")
 HEAVY = ("av", "cv2", "onnxruntime", "zmq", "matplotlib", "scipy", "prometheus_client", "gi")
-TERMINAL = ("cyclopts", "rich")
+TERMINAL = ("typer", "click", "rich")
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -67,7 +67,7 @@ def test_runtime_modules_import_without_any_heavy_package():
 
 
 def test_command_line_imports_without_any_heavy_package():
-    """The command line needs cyclopts to start, and decodes, infers or publishes nothing yet."""
+    """The command line needs typer to start, and decodes, infers or publishes nothing yet."""
     assert int(python(IMPORT_ALL, ",".join((*HEAVY, *TORCH_FAMILY)), "cli")) >= 2
 
 

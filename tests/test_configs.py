@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,12 @@ def keys_of(struct: type[msgspec.Struct]) -> set[str]:
 def test_the_documented_file_is_the_defaults():
     """configs/stream.toml states exactly what an empty file would give."""
     assert load_config(STREAM) == StreamConfig()
+
+
+def test_the_shipped_file_is_the_documented_one():
+    """What ``dgiqa-stream config`` prints, from within the package, is configs/stream.toml."""
+    shipped = resources.files("dgiqa_stream") / "assets" / "stream.toml"
+    assert shipped.read_text(encoding="utf-8") == STREAM.read_text(encoding="utf-8")
 
 
 def test_an_empty_file_is_the_defaults(tmp_path):
