@@ -9,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")  # two letters or more: C:\ is a drive
 _OPAQUE = re.compile(r"^(camera|pattern|file):", re.IGNORECASE)
-_HOST = re.compile(r"^(\[[0-9A-Fa-f:.%a-z]+\]|[^\s:@/]*)(:\d*)?$")
+_HOST = re.compile(r"^(\[[0-9A-Fa-f:.%a-z]+\]|[^\s:@/]*)(:\d+)?$")
 _SECRET = (
     r"token|key|sig|pass|pwd|secret|auth|credential|session|sess|jwt|streamid|policy|code|hash|user"
 )
-_SECRET_VALUE = re.compile(rf"([?&;#][^=&;#?]*(?:{_SECRET})[^=&;#?]*=)[^&;\s]*", re.IGNORECASE)
+_SECRET_VALUE = re.compile(rf"([?&;#][^=&;#?]*(?:{_SECRET})[^=&;#?]*=)[^&;]*", re.IGNORECASE)
 _URL_IN_TEXT = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]+://[^\s'\"]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9._-]+")
@@ -38,16 +38,15 @@ def path_of(url: str) -> Path:
 
 def redact(url: str) -> str:
     """The URL for messages: no ``user:password``, no secret-looking query value, one line."""
-    url = _CONTROL.sub("?", url)
     found = _SCHEME.match(url)
     if not found:
-        return _SECRET_VALUE.sub(r"\1***", url) if _OPAQUE.match(url) else url
+        return _CONTROL.sub("?", _SECRET_VALUE.sub(r"\1***", url) if _OPAQUE.match(url) else url)
     rest = url[found.end() :]
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if not _HOST.match(authority):
         # A password may itself hold / ? # or @ unescaped: nothing before the last @ is shown.
         rest = rest.rpartition("@")[2] if "@" in rest else "***"
-    return found.group(0) + _SECRET_VALUE.sub(r"\1***", rest)
+    return _CONTROL.sub("?", found.group(0) + _SECRET_VALUE.sub(r"\1***", rest))
 
 
 def redact_text(text: str) -> str:

@@ -36,7 +36,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 _TEXT_FORMATS = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg draws text files as video
-_NOT_A_TRACK = ("attached_pic", "timed_thumbnails")
 _log_level_lock = threading.Lock()
 
 
@@ -124,7 +123,9 @@ def choose_track(container: InputContainer, settings: SourceSettings, *, shown: 
 
 
 def _is_picture_of_audio(track: VideoStream) -> bool:
-    return any(name in str(track.disposition) for name in _NOT_A_TRACK)
+    from av.stream import Disposition
+
+    return bool(track.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
 
 
 def _programme(container: InputContainer, number: int, shown: str) -> tuple[int, ...]:

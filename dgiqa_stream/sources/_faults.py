@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import time
@@ -95,6 +96,8 @@ def source_error(exc: BaseException, url: str, *, waited_seconds: float) -> Sour
     secure = scheme_of(url) in ("https", "rtsps", "rtmps")
     hint = "; check that the server speaks TLS and its certificate" if secure else ""
     reason = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+    if getattr(exc, "errno", None) == errno.EIO:
+        reason = "reading failed or broke off; check the sender and the network"
     return SourceUnavailable(f"{shown}: {redact_text(reason)}{hint}")
 
 

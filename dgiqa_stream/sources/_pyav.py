@@ -207,7 +207,9 @@ class PyavSource:
                     yield None
                     return
             except (av.error.FFmpegError, OSError) as exc:
-                raise self._explain(exc) from exc
+                fault = self._explain(exc)
+                yield None  # what the decoder still holds comes before the fault
+                raise fault from exc
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Pending frames, then those decoded from here on."""
@@ -263,6 +265,8 @@ class PyavSource:
             ) from exc
 
     def _explain(self, exc: BaseException) -> SourceError:
+        if self._patience.is_over:  # some demuxers report an interrupted read as bad data
+            exc = TimeoutError()
         return source_error(exc, self._url, waited_seconds=self._patience.limit_seconds)
 
     # From FFmpeg's frames to ours -----------------------------------------------------------
@@ -271,7 +275,10 @@ class PyavSource:
         """Frames within the time that the settings ask for."""
         settings = self._settings
         if is_still(self.info):
-            yield self._frame(self._pending.popleft(), 0, 0.0, False)
+            picture = self._frame(self._pending.popleft(), 0, 0.0, False)
+            yield dataclasses.replace(
+                picture, info=dataclasses.replace(picture.info, duration_seconds=0.0)
+            )
             return
         begin = self._begin_seconds + settings.start_seconds
         if settings.start_seconds:
@@ -281,7 +288,7 @@ class PyavSource:
             frame_seconds=float(1 / fps) if fps else None,
             wrap_seconds=MPEG_WRAP_SECONDS if self._track.time_base == _MPEG_CLOCK else None,
         )
-        index, end, tolerance = 0, None, 0.5 * float(self._track.time_base or 0)
+        index, end, tolerance = 0, None, min(0.001, float(self._track.time_base or 0) / 2)
         for raw in self._decoded():
             pts_seconds, jumped = timeline.place(
                 pts_seconds_of(raw), dts_seconds=dts_seconds_of(raw)

@@ -1,0 +1,191 @@
+"""preprocess: colour against formulae, geometry against plain NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dgiqa_stream.preprocess import ViewSpec, cut_view, make_batch, reduced_rgb, stored_region
+from dgiqa_stream.types import ColorMatrix, Crop, Planes
+
+WHOLE = ViewSpec("whole", "whole", 60, 80)
+GRID = ViewSpec("grid", "fragments", 64, 96, rows=2, columns=3)
+# E'Y = KR R + KG G + KB B; E'CB = (B - Y) / 1.8556…: written out from the Recommendations, not
+# taken from the code under test. (KR, KG, KB, B-Y divisor, R-Y divisor)
+RECOMMENDATIONS = {
+    ColorMatrix.BT601: (0.299, 0.587, 0.114, 1.772, 1.402),  # BT.601-7, 2.5.1 and 2.5.2
+    ColorMatrix.BT709: (0.2126, 0.7152, 0.0722, 1.8556, 1.5748),  # BT.709-6, item 3
+    ColorMatrix.BT2020: (0.2627, 0.6780, 0.0593, 1.8814, 1.4746),  # BT.2020-2, table 4
+}
+PATCHES = [
+    (255, 255, 255),
+    (0, 0, 0),
+    (128, 128, 128),
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (200, 120, 40),
+    (12, 90, 160),
+]
+
+
+def coded(rgb, matrix, full, bits):
+    """Y', Cb, Cr of one colour as integers (BT.601-7 2.5.3, BT.709-6 4.1, H.273 for full range)."""
+    kr, kg, kb, for_b, for_r = RECOMMENDATIONS[matrix]
+    r, g, b = (v / 255 for v in rgb)
+    y = kr * r + kg * g + kb * b
+    cb, cr = (b - y) / for_b, (r - y) / for_r
+    scale = 2 ** (bits - 8)
+    top = 2**bits - 1
+    if full:
+        values = 255 * scale * y, 255 * scale * cb + 128 * scale, 255 * scale * cr + 128 * scale
+    else:
+        values = (
+            (219 * y + 16) * scale,
+            (224 * cb + 128) * scale,
+            (224 * cr + 128) * scale,
+        )
+    return [min(max(round(v), 0), top) for v in values]
+
+
+def flat(values, bits, matrix, full, size=(96, 128)):
+    """Planes of one colour, 4:2:0."""
+    dtype = np.uint8 if bits == 8 else np.uint16
+    height, width = size
+    shapes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
+    samples = tuple(np.full(s, v, dtype) for s, v in zip(shapes, values, strict=True))
+    return Planes(samples, matrix=matrix, full_range=full, bit_depth=bits)
+
+
+def random_planes(height=180, width=320, *, bits=8, rotation=0, seed=0, chroma=2):
+    """Smooth-ish random 4:2:0 (or 4:4:4) planes."""
+    rng = np.random.default_rng(seed)
+    dtype = np.uint8 if bits == 8 else np.uint16
+    samples = []
+    for step in (1, chroma, chroma):
+        shape = -(-height // step), -(-width // step)
+        samples.append((rng.integers(16, 235, shape) << (bits - 8)).astype(dtype))
+    return Planes(tuple(samples), bit_depth=bits, rotation=rotation)
+
+
+@pytest.mark.parametrize("view", [WHOLE, GRID], ids=["whole", "fragments"])
+@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("matrix", list(ColorMatrix))
+@pytest.mark.parametrize("rgb", PATCHES)
+def test_colours_come_back(rgb, matrix, full, bits, view):
+    """A colour coded by the Recommendations' formulae comes back within what 8-bit coding loses.
+
+    Half a step of each of Y', Cb and Cr, times the largest gains (2.15 for limited range), plus
+    half a step of rounding: less than 3 of 255.
+    """
+    planes = flat(coded(rgb, matrix, full, bits), bits, matrix, full)
+    out = cut_view(planes, view).astype(int)
+    assert np.abs(out - np.array(rgb)).max() <= (3 if bits == 8 else 1)
+
+
+@pytest.mark.parametrize("view", [WHOLE, GRID], ids=["whole", "fragments"])
+@pytest.mark.parametrize("size", [(181, 321), (240, 426), (240, 427)])
+def test_padded_views_equal_copies(size, view):
+    """Rows with padding, as decoders give them, make the same view as contiguous samples."""
+    whole = random_planes(*size)
+    padded = []
+    for s in whole.samples:
+        room = np.full((s.shape[0], s.shape[1] + 37), 255, np.uint8)
+        room[:, : s.shape[1]] = s
+        padded.append(room[:, : s.shape[1]])
+    np.testing.assert_array_equal(cut_view(Planes(tuple(padded)), view), cut_view(whole, view))
+
+
+@pytest.mark.parametrize("crop", [None, Crop(20, 30, 120, 80)])
+@pytest.mark.parametrize("kind", ["whole", "fragments"])
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_a_turned_picture_gives_the_upright_view(rotation, kind, crop):
+    """The view of a picture stored turned equals the view of the same picture stored upright."""
+    rows, columns = (2, 3) if kind == "fragments" else (1, 1)
+    view = ViewSpec("v", kind, 64, 96, rows=rows, columns=columns)
+    upright = random_planes(192, 288, chroma=1)
+    stored = tuple(np.ascontiguousarray(np.rot90(s, rotation // 90)) for s in upright.samples)
+    turned = Planes(stored, rotation=rotation)
+    ours, wanted = cut_view(turned, view, crop=crop), cut_view(upright, view, crop=crop)
+    np.testing.assert_allclose(ours.astype(int), wanted.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_reduced_rgb_is_upright_and_fits(rotation):
+    """A reduced picture is turned upright, keeps its shape and is never enlarged."""
+    planes = random_planes(180, 320, rotation=rotation)
+    turned = rotation in (90, 270)
+    assert reduced_rgb(planes, longest_px=160).shape == ((160, 90, 3) if turned else (90, 160, 3))
+    assert max(reduced_rgb(planes, longest_px=9999).shape) == 320
+
+
+def test_whole_view_is_the_area_average():
+    """An exact reduction by four averages sixteen samples, within a step of rounding each time."""
+    luma = np.random.default_rng(0).integers(0, 256, (240, 320), dtype=np.uint8)
+    out = cut_view(Planes((luma,), full_range=True), WHOLE)[..., 0]
+    wanted = luma.reshape(60, 4, 80, 4).mean(axis=(1, 3))
+    assert np.abs(out - wanted).max() <= 1.01
+
+
+def test_crop_equals_cutting_first():
+    """Cropping is the same as giving the cropped samples."""
+    planes = random_planes(200, 320)
+    crop = Crop(40, 20, 160, 120)
+    y, cb, cr = planes.samples
+    cut = Planes((y[20:140, 40:200], cb[10:70, 20:100], cr[10:70, 20:100]))
+    for view in (WHOLE, GRID):
+        np.testing.assert_array_equal(cut_view(planes, view, crop=crop), cut_view(cut, view))
+
+
+def test_a_crop_that_leaves_nothing_is_refused():
+    """A crop outside the picture says so, with both sizes."""
+    with pytest.raises(ValueError, match=r"320,0,50,50 .* 320x180"):
+        cut_view(random_planes(), WHOLE, crop=Crop(320, 0, 50, 50))
+
+
+def test_crop_corners_are_even():
+    """An odd corner moves to the even sample before it, so that chroma stays in place."""
+    assert stored_region(random_planes(), Crop(11, 7, 100, 90)) == (6, 10, 97, 111)
+
+
+def test_fragments_are_native_samples_in_the_middle_of_their_cells():
+    """Each fragment is untouched samples from the even place nearest its cell's middle."""
+    height, width = 201, 333
+    luma = np.random.default_rng(0).integers(0, 256, (height, width), dtype=np.uint8)
+    out = cut_view(Planes((luma,), full_range=True), GRID)[..., 0]
+    for row in range(2):
+        for column in range(3):
+            top = int(row * height / 2 + (height / 2 - 32) / 2) & ~1
+            left = int(column * width / 3 + (width / 3 - 32) / 2) & ~1
+            piece = out[row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
+            np.testing.assert_array_equal(piece, luma[top : top + 32, left : left + 32])
+
+
+@pytest.mark.parametrize("size", [(20, 24), (64, 96), (33, 400), (9, 9)])
+def test_small_pictures_have_fragments_too(size):
+    """Where fragments overlap or stick out, the view still has its size and only real samples."""
+    luma = np.random.default_rng(0).integers(100, 120, size, dtype=np.uint8)
+    out = cut_view(Planes((luma,), full_range=True), GRID)
+    assert out.shape == (64, 96, 3)
+    assert out.min() >= 100
+    assert out.max() < 120
+
+
+def test_views_repeat_themselves():
+    """The same frame gives the same batch, sample for sample."""
+    planes = random_planes()
+    first, second = (make_batch([planes], [WHOLE, GRID]) for _ in range(2))
+    for name in ("whole", "grid"):
+        assert first.views[name].tobytes() == second.views[name].tobytes()
+
+
+@pytest.mark.parametrize("bits", [9, 10, 12, 14])
+@pytest.mark.parametrize("view", [WHOLE, GRID], ids=["whole", "fragments"])
+def test_deep_samples_equal_8_bit_ones(bits, view):
+    """The same picture with more bits gives the same view, within a step of rounding."""
+    plain, deep = random_planes(seed=3), random_planes(seed=3, bits=bits)
+    # Four roundings of the halving pyramid at 8 bits, times the gain of B from Cb (2.1), and one.
+    ours, wanted = cut_view(deep, view).astype(int), cut_view(plain, view).astype(int)
+    assert np.abs(ours - wanted).max() <= (1 if view is GRID else 3)
+    assert abs((ours - wanted).mean()) < 0.5
