@@ -59,11 +59,13 @@ class Track:
     thumbnails: tuple[wire.ThumbnailMessage, ...] = ()
     period_seconds: float | None = None
     """Of the sampling; None where it is not even or not known."""
+    error: str | None = None
+    """Why a file has no scores, or not all."""
 
     @property
     def is_still(self) -> bool:
-        """Whether it is a picture, which has no time."""
-        return bool(self.frames) and all(f.pts_seconds is None for f in self.frames)
+        """Whether it is a picture: one score of a file."""
+        return self.path is not None and len(self.frames) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class _Draft:
     final: wire.FinalMessage | None = None
     thumbnails: list[wire.ThumbnailMessage] = field(default_factory=list)
     period_seconds: float | None = None
+    error: str | None = None
 
     def take(self, message: wire.Message) -> None:
         """Put a message where it belongs."""
@@ -143,6 +146,7 @@ class _Draft:
             final=self.final,
             thumbnails=tuple(sorted(self.thumbnails, key=lambda t: t.score)),
             period_seconds=self.period_seconds,
+            error=self.error,
         )
 
 
@@ -233,6 +237,7 @@ class _Reader:
         name = row.path or ""
         draft = self._drafts.setdefault((name, ""), _Draft(name, path=Path(name)))
         if row.score is None:
+            draft.error = str(row.error)
             return
         if not 0.0 <= row.score <= 100.0:
             raise ValueError(f"score {row.score} is outside 0..100")

@@ -159,6 +159,7 @@ def test_scores_of_files_are_grouped_by_path(tmp_path: Path):
     assert still.is_still
     assert still.frames[0].score == 80.0
     assert failed.frames == ()
+    assert failed.error == "c.png is not a picture"
 
 
 def test_messages_of_later_kinds_are_left_out(tmp_path: Path):
