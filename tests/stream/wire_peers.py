@@ -7,7 +7,7 @@
 The publisher ticks as the pipeline does and obeys lines on its standard input:
 
     frames STREAM COUNT | window STREAM KIND LENGTH | meta STREAM | status STREAM STATE
-    final STREAM | close
+    final STREAM | end STREAM COUNT: frames, the summary, and at once the end
 
 Each is answered with a line, ``done`` and the seconds it took. The end of the input ends it.
 """
@@ -129,9 +129,6 @@ class _Publisher:
 
     def obey(self, line: str) -> None:
         verb, *words = line.split()
-        if verb == "close":
-            self.sink.close()
-            return
         factory = self.factories.setdefault(words[0], make_factory(words[0]))
         command: Callable[..., None] = getattr(self, verb)
         command(factory, *words[1:])
@@ -151,6 +148,11 @@ class _Publisher:
 
     def final(self, factory: MessageFactory) -> None:
         self.sink.send(factory.final(None, counts={}, duration_seconds=1.0, reason="end_of_stream"))
+
+    def end(self, factory: MessageFactory, count: str) -> None:
+        self.frames(factory, count)
+        self.final(factory)
+        self.sink.close()
 
 
 def publish(endpoint: str, *settings: str) -> None:
