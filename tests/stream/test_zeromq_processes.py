@@ -257,7 +257,7 @@ def test_the_summary_leaves_before_the_publisher_ends(start: Callable[..., Peer]
         sub.connect(endpoint)
         assert sub.poll(PATIENCE_SECONDS * 1e3)
         publisher.tell("end cam1 15000")
-        time.sleep(0.5)  # by now it has sent about all, and closes
+        assert publisher.hear() == "closing"
         topics = [sub.recv_multipart()[0].decode()]
         while "final" not in topics[-1] and sub.poll(5000):
             topics.append(sub.recv_multipart()[0].decode())

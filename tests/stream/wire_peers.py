@@ -152,6 +152,7 @@ class _Publisher:
     def end(self, factory: MessageFactory, count: str) -> None:
         self.frames(factory, count)
         self.final(factory)
+        tell("closing")
         self.sink.close()
 
 
