@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from importlib import metadata, resources
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dgiqa_stream.report._charts import PALETTE, clock, curve_svg, histogram_svg
+from dgiqa_stream.report._markup import (
+    bar,
+    card,
+    definitions,
+    flat,
+    meter,
+    note_lines,
+    number_or,
+    score_text,
+    table,
+)
 from dgiqa_stream.report._pictures import Picture, worst_pictures
 from dgiqa_stream.report._story import Story, tell
 
@@ -75,16 +85,8 @@ def _lowest(stories: list[Story], most: int) -> list[Story]:
     """All stories in their order, or, of too many, those with the lowest scores."""
     if len(stories) <= most:
         return stories
-    kept = sorted(stories, key=lambda s: _number(s.session.score, 101.0))[:most]
+    kept = sorted(stories, key=lambda s: number_or(s.session.score, 101.0))[:most]
     return [s for s in stories if s in kept]
-
-
-def _number(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 # The recording as a whole ---------------------------------------------------------------------
@@ -100,7 +102,7 @@ def _summary(recording: Recording, timed: list[Story], shown: list[Story]) -> st
         )
     if len(timed) > len(shown):
         notes.append(f"Of {len(timed)} tracks, the {len(shown)} lowest are shown in full.")
-    parts = [_notes(notes)]
+    parts = [note_lines(notes)]
     if len(timed) > 1:
         parts.insert(0, _overview(timed, shown))
     return "".join(parts)
@@ -116,16 +118,16 @@ def _overview(timed: list[Story], shown: list[Story]) -> str:
         rows.append(
             [
                 name,
-                _meter(story.session.score),
-                _score(pool.get("mean")),
-                _score(pool.get("low5")),
-                _score(pool.get("min")),
+                meter(story.session.score),
+                score_text(pool.get("mean")),
+                score_text(pool.get("low5")),
+                score_text(pool.get("min")),
                 clock(story.session.length_seconds),
                 str(len(story.track.frames)),
             ]
         )
     heads = ["", "score", "mean", "worst 5 %", "lowest", "length", "frames"]
-    return f"<section>{_table(heads, rows, 'overview')}</section>"
+    return f"<section>{table(heads, rows, 'overview')}</section>"
 
 
 # One track ------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def _section(story: Story, key: str) -> str:
         f'<section id="{key}">',
         f"<h2>{escape(track.name)}</h2>",
         f'<p class="sub">{_described(track)}{begun}</p>',
-        _notes(_track_notes(story)),
+        note_lines(_track_notes(story)),
     ]
     if len(story.score):
         parts += [_tiles(story), _curve(story, key), _distribution_and_pool(story, key)]
@@ -179,14 +181,14 @@ def _tiles(story: Story) -> str:
     session, track = story.session, story.track
     score = (
         f'<div class="tile main"><span class="label">{escape(session.headline)} of the session'
-        f'</span><span class="big">{_score(session.score)}<small> / 100</small></span>'
-        f"{_bar(session.score)}</div>"
+        f'</span><span class="big">{score_text(session.score)}<small> / 100</small></span>'
+        f"{bar(session.score)}</div>"
     )
     dropped = max((f.num_dropped for f in track.frames), default=0)
     tiles = [
-        ("mean", _score(session.pool.get("mean"))),
-        ("worst 5 %", _score(session.pool.get("low5"))),
-        ("lowest", _score(session.pool.get("min"))),
+        ("mean", score_text(session.pool.get("mean"))),
+        ("worst 5 %", score_text(session.pool.get("low5"))),
+        ("lowest", score_text(session.pool.get("min"))),
         ("length", clock(session.length_seconds)),
         ("frames", f"{len(track.frames):,}"),
         ("covered", f"{100 * session.coverage:.0f} %"),
@@ -245,13 +247,13 @@ def _pool_table(story: Story) -> str:
     rows = []
     for name in names:
         cells = [
-            f"<strong>{_score(w.pool.get(name))}</strong>"
+            f"<strong>{score_text(w.pool.get(name))}</strong>"
             if w.headline == name
-            else _score(w.pool.get(name))
+            else score_text(w.pool.get(name))
             for w in windows
         ]
         rows.append([escape(_POOL_NAMES.get(name, name)), *cells])
-    return _table(heads, rows, "pool")
+    return table(heads, rows, "pool")
 
 
 def _window_head(window: WindowScore) -> str:
@@ -264,27 +266,8 @@ def _window_head(window: WindowScore) -> str:
 def _pictures(pictures: list[Picture], why_none: str) -> str:
     if not pictures:
         return f'<h3>Worst frames</h3><p class="sub">{escape(why_none)}</p>'
-    cards = "".join(_card(p) for p in pictures)
+    cards = "".join(card(p) for p in pictures)
     return f'<h3>Worst frames</h3><div class="cards">{cards}</div>'
-
-
-def _card(picture: Picture, name: str = "") -> str:
-    data = base64.b64encode(picture.jpeg).decode("ascii")
-    when = "" if picture.pts_seconds is None else _timecode(picture.pts_seconds)
-    index = "" if picture.index is None else f"frame {picture.index}"
-    where = escape(name) if name else f"<time>{when}</time> <span>{index}</span>"
-    alt = escape(name or f"frame at {when}")
-    return (
-        f'<figure class="card"><img alt="{alt}" width="{picture.width}" height="{picture.height}"'
-        f' src="data:image/jpeg;base64,{data}"><figcaption><b>{_score(picture.score)}</b> {where}'
-        "</figcaption></figure>"
-    )
-
-
-def _timecode(seconds: float) -> str:
-    """Hours, minutes, seconds and milliseconds, as players show them."""
-    sign, ms = ("-" if seconds < 0 else ""), round(abs(seconds) * 1000)
-    return f"{sign}{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}"
 
 
 # Stills ---------------------------------------------------------------------------------------
@@ -296,18 +279,18 @@ def _stills_section(stills: list[Story]) -> str:
     chart = histogram_svg(
         scores, np.ones(len(scores)), "pictures", key="s", width_inches=4.4, height_inches=2.9
     )
-    rows = [[escape(s.track.name), _meter(s.track.frames[0].score)] for s in ranked]
+    rows = [[escape(s.track.name), meter(s.track.frames[0].score)] for s in ranked]
     cards = []
     for story in ranked[:6]:
         pictures, _ = worst_pictures(story.track)
-        cards += [_card(p, story.track.name) for p in pictures]
+        cards += [card(p, story.track.name) for p in pictures]
     shown = f'<h3>Lowest</h3><div class="cards">{"".join(cards)}</div>' if cards else ""
     mean, median = float(scores.mean()), float(np.median(scores))
     return (
         f'<section id="stills"><h2>Pictures</h2><p class="sub">{len(ranked)} pictures · mean '
         f'{mean:.1f} · median {median:.1f}</p><div class="two"><div><h3>Distribution</h3>'
         f'<figure role="img" aria-label="Number of pictures by score">{chart}</figure></div>'
-        f"<div><h3>Scores</h3>{_table(['', 'score'], rows, 'overview tall')}</div></div>"
+        f"<div><h3>Scores</h3>{table(['', 'score'], rows, 'overview tall')}</div></div>"
         f"{shown}</section>"
     )
 
@@ -335,11 +318,11 @@ def _details(story: Story) -> str:
             )
         )
         groups.append(("Versions", [("dgiqa-stream", track.meta.versions.package)]))
-        groups.append(("Settings", list(_flat(track.meta.settings))))
+        groups.append(("Settings", list(flat(track.meta.settings))))
     if track.frames:
-        groups.append(("Pooling", list(_flat(dict(story.session.params)))))
+        groups.append(("Pooling", list(flat(dict(story.session.params)))))
     if track.final is not None:
-        groups.append(("Counts", [("ended", track.final.reason), *_flat(track.final.counts)]))
+        groups.append(("Counts", [("ended", track.final.reason), *flat(track.final.counts)]))
     states = [
         (s.wall, s.state + (f": {s.error.detail}" if s.error else "")) for s in track.statuses
     ]
@@ -347,46 +330,6 @@ def _details(story: Story) -> str:
     if not groups:
         return ""
     lists = "".join(
-        f"<div><h4>{title}</h4><dl>{_definitions(items)}</dl></div>" for title, items in groups
+        f"<div><h4>{title}</h4><dl>{definitions(items)}</dl></div>" for title, items in groups
     )
     return f"<details><summary>How this was made</summary><div>{lists}</div></details>"
-
-
-def _definitions(items: Iterable[tuple[str, Any]]) -> str:
-    return "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in items)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested tables as ``table.key``; what is empty is left out."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value not in ("", None, [], ()):
-            yield f"{prefix}{key}", value
-
-
-# Pieces ---------------------------------------------------------------------------------------
-
-
-def _notes(notes: list[str]) -> str:
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-
-
-def _bar(score: float | None) -> str:
-    return f'<span class="bar"><i style="width:{_number(score, 0.0):.1f}%"></i></span>'
-
-
-def _meter(score: float | None) -> str:
-    return f'<span class="meter"><b>{_score(score)}</b>{_bar(score)}</span>'
-
-
-def _table(heads: list[str], rows: list[list[str]], kind: str) -> str:
-    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
-    body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll {kind}" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dgiqa_stream.correlation import krcc, plcc, ranks, rmse, srcc
 
+lawful = settings(deadline=None, max_examples=50)
 stats = pytest.importorskip("scipy.stats")
 
 # Few distinct values, so that ties are common.
@@ -29,6 +30,7 @@ def spread(values: list[float]) -> bool:
     return max(values) - min(values) > 1e-6
 
 
+@lawful
 @given(pairs)
 def test_ranks_are_scipys(pair: tuple[list[float], list[float]]):
     """Equal values share the mean of their ranks, as in ``scipy.stats.rankdata``."""
@@ -40,6 +42,7 @@ def test_ranks_are_scipys(pair: tuple[list[float], list[float]]):
     [(plcc, "pearsonr"), (srcc, "spearmanr"), (krcc, "kendalltau")],
     ids=["plcc", "srcc", "krcc"],
 )
+@lawful
 @given(pair=pairs)
 def test_correlations_are_scipys(ours, theirs: str, pair: tuple[list[float], list[float]]):
     """PLCC, SRCC and KRCC equal scipy's to 1e-9, with and without ties."""
@@ -49,6 +52,7 @@ def test_correlations_are_scipys(ours, theirs: str, pair: tuple[list[float], lis
 
 
 @pytest.mark.parametrize("measure", [plcc, srcc, krcc])
+@lawful
 @given(pair=pairs)
 def test_agreement_is_symmetric_and_bounded(measure, pair: tuple[list[float], list[float]]):
     """Swapping the lists changes nothing, and no value leaves -1..1."""
@@ -59,6 +63,7 @@ def test_agreement_is_symmetric_and_bounded(measure, pair: tuple[list[float], li
 
 
 @pytest.mark.parametrize("measure", [srcc, krcc])
+@lawful
 @given(values=st.lists(st.integers(-300, 300), min_size=3, max_size=30, unique=True))
 def test_rank_measures_see_order_alone(measure, values: list[int]):
     """Any rising curve agrees in full, any falling one not at all."""
@@ -72,6 +77,7 @@ def test_a_constant_list_agrees_with_nothing(measure):
     assert math.isnan(measure([1, 1, 1], [1, 2, 3]))
 
 
+@lawful
 @given(pairs)
 def test_rmse_is_the_root_of_the_mean_square(pair: tuple[list[float], list[float]]):
     """RMSE is numpy's norm over the root of the count."""

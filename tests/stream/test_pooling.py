@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,6 +18,7 @@ from dgiqa_stream.config import PoolingSettings
 from dgiqa_stream.pooling import POOLERS, Holds, TemporalPooling
 from dgiqa_stream.types import FrameInfo, FrameScore, WindowScore
 
+lawful = settings(deadline=None, max_examples=50)
 TICK = 1.0 / 64  # every time here is a whole number of ticks, so that no sum is rounded
 BEGIN = 7.25
 PERIOD = 13
@@ -185,6 +186,7 @@ def test_every_pooler_has_a_formula():
     assert set(POOLERS) == set(FORMULAS)
 
 
+@lawful
 @given(steps)
 def test_the_session_follows_the_formulas(frames: list[Step]):
     """Every pooled value of a session is its formula's, whatever the gaps and jumps, to 1e-6."""
@@ -196,6 +198,7 @@ def test_the_session_follows_the_formulas(frames: list[Step]):
     assert session.num_frames == len(frames)
 
 
+@lawful
 @given(steps)
 def test_each_window_is_pooled_from_its_own_stretch_of_time(frames: list[Step]):
     """A window [t0, t1) follows the formulas over exactly that time, to 1e-6."""
@@ -209,6 +212,7 @@ def test_each_window_is_pooled_from_its_own_stretch_of_time(frames: list[Step]):
         assert window.num_frames == sum(begin <= at < end for at in trace.at)
 
 
+@lawful
 @given(steps)
 def test_the_session_so_far_is_the_session_if_it_ended_now(frames: list[Step]):
     """``session()`` equals what ``finish`` gives last, and asking changes nothing."""
@@ -221,6 +225,7 @@ def test_the_session_so_far_is_the_session_if_it_ended_now(frames: list[Step]):
 
 
 @pytest.mark.parametrize("name", sorted(POOLERS))
+@lawful
 @given(held=holds, at=st.lists(st.integers(0, 40), max_size=4))
 def test_how_time_is_cut_into_calls_changes_nothing(name: str, held: list, at: list[int]):
     """Holds given at once or in stretches pool to the same value."""
@@ -231,6 +236,7 @@ def test_how_time_is_cut_into_calls_changes_nothing(name: str, held: list, at: l
 
 
 @pytest.mark.parametrize("name", sorted(POOLERS))
+@lawful
 @given(held=holds, which=st.integers(0, 39))
 def test_splitting_a_hold_changes_nothing(name: str, held: list, which: int):
     """A score held twice for half the time is the same score held once."""
@@ -241,6 +247,7 @@ def test_splitting_a_hold_changes_nothing(name: str, held: list, which: int):
 
 
 @pytest.mark.parametrize("name", sorted(set(POOLERS) - {"stdev"}))
+@lawful
 @given(held=holds)
 def test_a_pooled_score_is_among_the_scores(name: str, held: list):
     """No pooler but stdev leaves the range of what it pooled."""
@@ -249,6 +256,7 @@ def test_a_pooled_score_is_among_the_scores(name: str, held: list):
 
 
 @pytest.mark.parametrize("name", sorted(POOLERS))
+@lawful
 @given(held=holds, q=scores)
 def test_a_constant_stays_what_it_is(name: str, held: list, q: float):
     """A constant score pools to itself, and its stdev to 0."""
@@ -257,6 +265,7 @@ def test_a_constant_stays_what_it_is(name: str, held: list, q: float):
 
 
 @pytest.mark.parametrize("name", ORDER_FREE)
+@lawful
 @given(held=holds, data=st.data())
 def test_order_does_not_matter_to_order_free_poolers(name: str, held: list, data: st.DataObject):
     """Mean, extremes, spread and percentiles do not ask when a score came."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgiqa_stream.config import PoolingSettings
 from dgiqa_stream.pooling import TemporalPooling
 from dgiqa_stream.types import FrameInfo, FrameScore, WindowScore
 
+lawful = settings(deadline=None, max_examples=50)
 LENGTHS = (1.0, 10.0)
 SETTINGS = PoolingSettings(windows_seconds=LENGTHS, hop_seconds=1.0, max_hold_seconds=2.0)
 
@@ -61,6 +62,7 @@ def test_windows_end_at_each_hop_after_the_first_frame(begin: float, rate: float
     assert [w.length_seconds for w in windows[:4]] == [1.0, 10.0, 1.0, 10.0]
 
 
+@lawful
 @given(st.lists(st.floats(0.01, 30.0), min_size=1, max_size=30))
 def test_windows_come_in_time_order_and_each_once(gaps: list[float]):
     """Over the whole session, ends never go back and no window is given twice."""
@@ -73,6 +75,7 @@ def test_windows_come_in_time_order_and_each_once(gaps: list[float]):
     assert keys == sorted(set(keys))
 
 
+@lawful
 @given(st.lists(st.tuples(st.floats(0.01, 30.0), st.floats(0, 100)), min_size=1, max_size=30))
 def test_one_second_windows_share_out_the_frames(frames: list[tuple[float, float]]):
     """Windows as long as the hop hold every frame once, and a session holds them all."""

@@ -4,10 +4,12 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgiqa_stream.telemetry import Count, Stage, Telemetry
+
+lawful = settings(deadline=None, max_examples=50)
 
 
 class Clock:
@@ -67,6 +69,7 @@ def test_a_snapshot_does_not_change():
         snapshot.counts[Count.DECODED] = 1  # type: ignore[index]
 
 
+@lawful
 @given(st.lists(st.floats(2e-6, 200.0), min_size=1, max_size=200))
 def test_latency_quantiles_are_within_five_percent(latencies: list[float]):
     """p50 and p95 are within 4.5 % of a latency that was seen, at the right rank."""
