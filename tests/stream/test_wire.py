@@ -185,6 +185,7 @@ def test_impossible_fields_are_refused(peers: ModuleType, change: dict[str, Any]
     assert not jsonschema.Draft202012Validator(json_schema()).is_valid(value)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
 def test_any_bytes_are_a_message_or_a_value_error(payload: bytes) -> None:
     """No payload, however damaged, raises anything but ValueError."""
@@ -192,7 +193,7 @@ def test_any_bytes_are_a_message_or_a_value_error(payload: bytes) -> None:
         decode(payload)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_damaged_messages_are_a_message_or_a_value_error(peers: ModuleType, data: Any) -> None:
     """Flipping bytes of a real payload raises nothing but ValueError."""
@@ -209,6 +210,7 @@ def test_damaged_messages_are_a_message_or_a_value_error(peers: ModuleType, data
 numbers = st.floats() | st.none()
 
 
+@settings(deadline=None)
 @given(pool=st.dictionaries(st.text(max_size=8), numbers), raw=st.floats(), lag=numbers)
 def test_no_infinity_and_no_nan_is_sent(
     peers: ModuleType, pool: dict[str, float | None], raw: float, lag: float | None

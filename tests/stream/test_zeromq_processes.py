@@ -269,7 +269,6 @@ def test_ctrl_c_ends_a_waiting_subscriber(start: Callable[..., Peer]) -> None:
     """An interrupt ends a subscriber that waits for nobody, and lets it clean up."""
     waiting = start("subscribe", free_endpoint())
     assert waiting.hear() == "ready"
-    time.sleep(0.1)
     waiting.process.send_signal(signal.SIGINT)
     assert waiting.hear() == "interrupted"
     assert waiting.process.wait(PATIENCE_SECONDS) == 0

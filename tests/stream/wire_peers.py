@@ -178,8 +178,8 @@ def subscribe(endpoint: str) -> None:
     """Wait for messages until interrupted, and say so."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with Subscriber(endpoint) as messages:
-        tell("ready")
         try:
+            tell("ready")
             for message in messages:
                 tell(encode(message).decode())
         except KeyboardInterrupt:
