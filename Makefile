@@ -77,7 +77,7 @@ lint: $(VENV)/tools ## ruff, formatting, import contracts, spelling, test docstr
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/interrogate --quiet tests
+	$(BIN)/interrogate --quiet tests || $(BIN)/interrogate -vv tests   # which one
 
 .PHONY: types
 types: wheel ## mypy, strict on dgiqa_stream and plugins
