@@ -206,6 +206,9 @@ class PyavSource:
                 if self._errors_in_a_row >= _MAX_ERRORS_IN_A_ROW:
                     yield None
                     return
+            except IndexError:  # PyAV 18.1, at the end, where a track has appeared on the way
+                yield None
+                return
             except (av.error.FFmpegError, OSError) as exc:
                 fault = self._explain(exc)
                 yield None  # what the decoder still holds comes before the fault

@@ -266,6 +266,19 @@ def test_tracks_and_programmes(media):
         read(path, track=5)
 
 
+def test_a_track_that_appears_later_does_no_harm(media, tmp_path):
+    """When another programme begins in mid-file, the first one's frames still all come."""
+    path = tmp_path / "joined.ts"
+    parts = [media["one"].read_bytes() * 8, media["two"].read_bytes()]
+    path.write_bytes(b"".join(parts))
+    _, frames = read(path, options={"probesize": "5000", "analyzeduration": "0"})
+    assert len(frames) == 8 * 24
+    assert sum(f.info.discontinuity for f in frames) == 7
+    steps = np.diff(times(frames))
+    assert steps.min() > 0
+    assert steps.max() < 0.041
+
+
 def test_frames_stay_valid_after_close(media):
     """Frames that were handed out keep their samples when the source is closed and gone."""
     _, frames = read(media["wide426"])
