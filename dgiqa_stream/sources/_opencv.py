@@ -44,7 +44,7 @@ class CameraSource:
                 "that this user may read it and that no other program uses it"
             )
         self.info = self._describe(self._first)
-        self._frames = self._all()
+        self._frames: Iterator[Frame] = self._all()
 
     def frames(self) -> Iterator[Frame]:
         """See :class:`dgiqa_stream.sources.Source`."""
@@ -67,6 +67,7 @@ class CameraSource:
     def _release(self) -> None:
         if self._lock.acquire(blocking=False):
             try:
+                self._frames = iter(())  # the generator holds us
                 self._capture.release()
             finally:
                 self._lock.release()

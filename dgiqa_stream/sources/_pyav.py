@@ -69,6 +69,7 @@ class PyavSource:
         self._lock = threading.Lock()  # held while FFmpeg works on the container
         self._stop = threading.Event()
         self._errors_in_a_row = 0
+        self._frames: Iterator[Frame] = iter(())
         self._open()
         with ExitStack() as on_error:
             on_error.callback(self.close)
@@ -107,6 +108,7 @@ class PyavSource:
         """Close the container, unless another thread works on it: that thread then does."""
         if self._lock.acquire(blocking=False):
             try:
+                self._frames = iter(())  # the generator holds us, and we the decoder's memory
                 self._pending.clear()
                 self._container.close()
                 if self._pipe is not None:

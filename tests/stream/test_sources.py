@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -301,6 +303,22 @@ def test_damage_is_counted_and_skipped(media, tmp_path):
     assert frames[-1].info.pts_seconds > 2.0
     assert source.num_corrupt == sum(f.info.corrupt for f in frames)
     source.close()
+
+
+@pytest.mark.parametrize("scheme", ["", "camera:"])
+def test_a_closed_source_is_freed_at_once(media, scheme):
+    """After close() nothing holds the decoder's memory until the garbage collector comes."""
+    gc.disable()
+    try:
+        source = open_source(f"{scheme}{media['plain']}", SourceSettings(), stream="s")
+        frames = source.frames()
+        next(frames)
+        source.close()
+        gone = weakref.ref(source)
+        del source, frames
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_no_memory_grows(media):
