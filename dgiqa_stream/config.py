@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -180,6 +181,11 @@ def load_config(path: Path) -> StreamConfig:
         raise ConfigError(f"{path} is not TOML: {exc}") from exc
     except ConfigError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
+
+
+def default_file() -> str:
+    """The documented configuration with every default: ``configs/stream.toml`` of the project."""
+    return (resources.files("dgiqa_stream") / "assets" / "stream.toml").read_text(encoding="utf-8")
 
 
 def parse_config(values: dict[str, Any]) -> StreamConfig:

@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
-from functools import cache
-from importlib import metadata
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +22,7 @@ from dgiqa_stream.redaction import redact_options
 from dgiqa_stream.telemetry import Count, TelemetrySnapshot
 from dgiqa_stream.types import FrameScore, StreamInfo, WindowScore
 from dgiqa_stream.urls import redact, redact_text
+from dgiqa_stream.versions import package_version
 
 _ID_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _ID_CHARS = 26
@@ -164,7 +163,7 @@ class MessageFactory:
                 backend=msg.BackendPart(backend.requested, backend.active, backend.reason),
             ),
             settings=_scoring_settings(config),
-            versions=msg.VersionsPart(package=_package_version(), schema=msg.MAJOR),
+            versions=msg.VersionsPart(package=package_version(), schema=msg.MAJOR),
         )
 
     def final(
@@ -346,11 +345,3 @@ def _scoring_settings(config: StreamConfig) -> dict[str, Any]:
     settings: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(tables))
     settings["source"]["options"] = redact_options(config.source.options)
     return settings
-
-
-@cache
-def _package_version() -> str:
-    try:
-        return metadata.version("dgiqa-stream")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"

@@ -33,7 +33,7 @@ class WorstFrames:
         self._kept: list[Thumbnail] = []
 
     def offer(self, frame: FrameScore, planes: Planes) -> None:
-        """Look at a scored frame; its samples are reduced and kept only if it is among the worst."""
+        """Look at a scored frame; it is reduced and kept only if it is among the worst."""
         near = [
             t
             for t in self._kept

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,9 +44,7 @@ class ScoreMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Refuse a mapping that could fold or leave the scale."""
-        rising = all(
-            b > a for values in (self.raw, self.score) for a, b in zip(values, values[1:], strict=False)
-        )
+        rising = all(b > a for values in (self.raw, self.score) for a, b in pairwise(values))
         if len(self.raw) != len(self.score) or not rising:
             raise ValueError("raw and score must be rising lists of one length")
         if self.score[0] < 0 or self.score[-1] > 100:

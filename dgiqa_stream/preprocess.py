@@ -195,7 +195,7 @@ def _fragments(
                     moved = jitter[row, column]
                     top, left = tops(row, float(moved[0])), lefts(column, float(moved[1]))
                 top, left = top // down, left // across
-                piece = plane[top : top + h, left : left + w]
+                piece: NDArray[Any] = plane[top : top + h, left : left + w]
                 if piece.shape[:2] != (h, w):  # a picture smaller than one fragment
                     missing = (0, h - piece.shape[0]), (0, w - piece.shape[1])
                     piece = np.pad(piece, (*missing, *[(0, 0)] * (plane.ndim - 2)), mode="edge")
@@ -266,5 +266,3 @@ def _to_rgb(cut: list[NDArray[Any]], planes: Planes) -> NDArray[np.uint8]:
     if rgb.dtype == np.uint8:
         return np.ascontiguousarray(rgb)
     return np.ascontiguousarray(np.clip(np.rint(rgb), 0, 255).astype(np.uint8))
-
-

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -119,19 +120,28 @@ class ReadAhead:
     def _take(self) -> Frame | None:
         """The next frame that is not stale; the lock is held."""
         while self._waiting:
-            came_at, frame = self._waiting.popleft()
-            self._changed.notify_all()
-            waited = time.monotonic() - came_at
+            came_at, frame = self._waiting[0]
             is_stale = (
                 self._policy is OverloadPolicy.DROP_OLDEST
-                and waited > self._overload.staleness_seconds
-                and self._waiting
+                and time.monotonic() - came_at > self._overload.staleness_seconds
+                and len(self._waiting) > 1
             )
-            if not is_stale:
-                self._telemetry.count(Count.HANDED)
-                return frame
-            self._telemetry.count(Count.DROPPED_STALE)
+            if is_stale:
+                self._drop(Count.DROPPED_STALE)
+                continue
+            self._waiting.popleft()
+            self._changed.notify_all()
+            self._telemetry.count(Count.HANDED)
+            return frame
         return None
+
+    def _drop(self, cause: Count) -> None:
+        """Drop the oldest waiting frame and count it; a jump of the clock passes to the next."""
+        _, dropped = self._waiting.popleft()
+        self._telemetry.count(cause)
+        if dropped.info.discontinuity and self._waiting:
+            came_at, frame = self._waiting[0]
+            self._waiting[0] = (came_at, after_jump(frame))
 
     def _read(self) -> None:
         source: Source | None = None
@@ -153,9 +163,11 @@ class ReadAhead:
                 self._changed.notify_all()
 
     def _read_frames(self, source: Source) -> None:
-        counted_errors = 0
+        counted_errors, jumped = 0, False
         begin = time.monotonic()
         for frame in source.frames():
+            if self._stopped:
+                return
             self._telemetry.observe(Stage.DECODE, time.monotonic() - begin)
             self._telemetry.count(Count.DECODED)
             if frame.info.corrupt:
@@ -167,12 +179,12 @@ class ReadAhead:
                     Count.DECODE_ERRORS, source.num_decode_errors - counted_errors
                 )
                 counted_errors = source.num_decode_errors
+            jumped = jumped or frame.info.discontinuity
             if self._sampler.wants(frame.info):
-                self._offer(frame)
+                self._offer(after_jump(frame) if jumped else frame)
+                jumped = False
             else:
                 self._telemetry.count(Count.SKIPPED)
-            if self._stopped:
-                return
             begin = time.monotonic()
 
     def _policy_for(self, source: Source) -> OverloadPolicy:
@@ -187,7 +199,11 @@ class ReadAhead:
                     lambda: len(self._waiting) < self._overload.queue_frames or self._stopped
                 )
             elif len(self._waiting) >= self._overload.queue_frames:
-                self._waiting.popleft()
-                self._telemetry.count(Count.DROPPED_QUEUE)
+                self._drop(Count.DROPPED_QUEUE)
             self._waiting.append((time.monotonic(), frame))
             self._changed.notify_all()
+
+
+def after_jump(frame: Frame) -> Frame:
+    """The frame, marked as the first one handed on after the stream's clock jumped."""
+    return replace(frame, info=replace(frame.info, discontinuity=True))

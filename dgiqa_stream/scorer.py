@@ -58,9 +58,7 @@ class Scorer:
         """The quality of each picture; sizes may differ. See :meth:`score`."""
         return [p.score for p in self.predict([planes_of_rgb(rgb) for rgb in pictures])]
 
-    def predict(
-        self, pictures: Sequence[Planes], *, crop: Crop | None = None
-    ) -> list[Prediction]:
+    def predict(self, pictures: Sequence[Planes], *, crop: Crop | None = None) -> list[Prediction]:
         """Score decoded planes; ``crop`` in upright pixels leaves out what is outside it."""
         found: list[Prediction] = []
         for first in range(0, len(pictures), _MOST_AT_ONCE):

@@ -112,9 +112,7 @@ class Planes:
         """Shapes and tags, not samples."""
         shapes = "+".join("x".join(map(str, s.shape)) for s in self.samples)
         span = "full" if self.full_range else "limited"
-        return (
-            f"Planes({shapes}, {self.bit_depth} bit, {self.matrix}, {span}, rot {self.rotation})"
-        )
+        return f"Planes({shapes}, {self.bit_depth} bit, {self.matrix}, {span}, rot {self.rotation})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from distill.data.biq2021 import load_biq2021
 from distill.data.build import content_split, read_picture
 from distill.data.degrade import Rgb, encode, pan
 from distill.data.packed import as_planes_420
+from distill.say import show_progress
 
 TOLERANCE_POINTS = 0.5
 CRF_LADDER = (18, 24, 30, 36, 42, 48)
@@ -81,7 +81,7 @@ def ladder_scores(scorer: Scorer, content: Content) -> dict[str, list[float]]:
         return float(np.mean([p.score for p in scorer.predict(pictures)]))
 
     def blurred(rgb: Rgb, sigma: float) -> Rgb:
-        return rgb if sigma == 0 else cv2.GaussianBlur(rgb, (0, 0), sigma)
+        return rgb if sigma == 0 else np.asarray(cv2.GaussianBlur(rgb, (0, 0), sigma), np.uint8)
 
     def noisy(rgb: Rgb, noise: NDArray[np.float32], sigma: float) -> Rgb:
         return np.clip(np.rint(rgb + noise * np.float32(sigma)), 0, 255).astype(np.uint8)
@@ -109,9 +109,9 @@ def evaluate_ladders(scorer: Scorer, pristine: Path, clips: Path) -> dict[str, A
     """Share of neighbouring steps that fall (tolerance 0.5 point), by degradation and content."""
     contents: dict[str, dict[str, list[float]]] = {}
     for number, content in enumerate(held_out_contents(pristine, clips), 1):
-        print(f"\r{number} contents", end="", file=sys.stderr, flush=True)
+        show_progress(f"{number} contents")
         contents[content.name] = ladder_scores(scorer, content)
-    print(file=sys.stderr)
+    show_progress(None)
     by_ladder = {}
     for name in next(iter(contents.values())):
         steps = np.diff([scores[name] for scores in contents.values()], axis=1)
@@ -140,9 +140,7 @@ def score_rated(
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
     """Scores (N,) of each model and MOS (N,) on 0..100 of one split of BIQ2021."""
     rated = [
-        r
-        for r in load_biq2021(root, num_validation=num_validation, seed=seed)
-        if r.split == split
+        r for r in load_biq2021(root, num_validation=num_validation, seed=seed) if r.split == split
     ]
     scores: dict[str, list[float]] = {name: [] for name in scorers}
     for first in range(0, len(rated), _BATCH):

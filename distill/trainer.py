@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from distill.data.packed import Pack, Record
 from distill.losses import ladder_loss, plcc_loss, score_loss
 from distill.models.student import Student, load_imagenet_
 from distill.recipe import Recipe, TrainConfig
+from distill.say import say
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -86,10 +86,7 @@ def ladder_order(model: Student, pack: Pack, views: Sequence[ViewSpec]) -> dict[
     scores = dict(zip([r.name for r in flat], predict(model, pack, flat, views), strict=True))
     for by_name in ladders.values():
         for name, ladder in by_name.items():
-            falls = [
-                scores[b.name] <= scores[a.name] + 0.005
-                for a, b in zip(ladder, ladder[1:], strict=False)
-            ]
+            falls = [scores[b.name] <= scores[a.name] + 0.005 for a, b in pairwise(ladder)]
             steps.setdefault(name, []).extend(falls)
     return {name: float(np.mean(falls)) for name, falls in sorted(steps.items())}
 
@@ -217,11 +214,12 @@ def train(
         smallest_crop=config.smallest_crop,
     )
     validation = [r for r in rated_pack.records if r.split == "validation"]
-    mos = [r.mos for r in validation]
+    mos = [float(r.mos or 0.0) for r in validation]
     total = num_steps or config.num_epochs * rated.steps_per_epoch()
 
     torch.manual_seed(config.seed)
-    model = Student(dropout=config.dropout).to(memory_format=torch.channels_last)
+    model = Student(dropout=config.dropout)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = [*model.hidden.parameters(), *model.quality.parameters()]
     if not (run / CHECKPOINT).is_file():
         load_imagenet_(model.trunk, backbone)
@@ -248,7 +246,7 @@ def train(
         fit_head_(model, rated_pack, recipe)
         averaged = Averaged(model, config.ema_decay)
         found = srcc(predict(model, rated_pack, validation, recipe.views), mos)
-        _say(f"head on frozen features: validation SRCC {found:.4f}")
+        say(f"head on frozen features: validation SRCC {found:.4f}")
 
     def save(step: int) -> None:
         state = {
@@ -282,12 +280,15 @@ def train(
         if done % 10 == 0:
             _log(run / "log.csv", {"step": done, **{k: v.item() for k, v in losses.items()}})
             pace = (time.monotonic() - began) / (done - first)
-            _say(f"step {done}/{total}  loss {losses['loss']:.4f}  {pace:.2f} s a step")
+            say(f"step {done}/{total}  loss {losses['loss']:.4f}  {pace:.2f} s a step")
         if done % rated.steps_per_epoch() == 0 or done == total:
             found = srcc(predict(averaged.model, rated_pack, validation, recipe.views), mos)
             order = ladder_order(averaged.model, ladder_pack, recipe.views)
             _log(run / "validation.csv", {"step": done, "srcc": found, **order})
-            _say(f"step {done}: validation SRCC {found:.4f}, ladders {np.mean(list(order.values())):.4f}")
+            say(
+                f"step {done}: validation SRCC {found:.4f}, "
+                f"ladders {np.mean(list(order.values())):.4f}"
+            )
             if found > best["srcc"]:
                 best = {"srcc": found, "step": done, **order}
                 _save(averaged.model.state_dict(), run / BEST)
@@ -300,7 +301,7 @@ def _save(state: dict[str, Any], path: Path) -> None:
     """Write beside, then rename: a kill leaves the old file whole."""
     temporary = path.with_suffix(".part")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _log(path: Path, row: dict[str, Any]) -> None:
@@ -310,7 +311,3 @@ def _log(path: Path, row: dict[str, Any]) -> None:
         if is_new:
             writer.writeheader()
         writer.writerow(row)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

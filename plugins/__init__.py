@@ -1,0 +1,1 @@
+"""Hosts that dgiqa-stream plugs into, one file or folder each."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ LINEAR = ScoreMapping(raw=[0.0, 1.0], score=[0.0, 100.0])
 
 def export_graph(model: nn.Module, views: Sequence[ViewSpec]) -> onnx.ModelProto:
     """The float graph with a dynamic batch; inputs are named after the views."""
-    example = tuple(torch.zeros((2, *view.shape), dtype=torch.uint8) for view in views)
+    example = tuple(torch.zeros((3, *view.shape), dtype=torch.uint8) for view in views)
     batch = torch.export.Dim("batch", min=1, max=4096)
     exported = torch.onnx.export(
         model.eval(),
@@ -71,6 +70,16 @@ def with_pooling_nodes(graph: onnx.ModelProto) -> onnx.ModelProto:
     return graph
 
 
+def _forget_origins(graph: onnx.ModelProto) -> None:
+    """Drop what the exporter notes for debugging: it holds folders of the exporting machine."""
+    del graph.metadata_props[:]
+    del graph.graph.metadata_props[:]
+    for part in (*graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
+        del part.metadata_props[:]
+    for node in graph.graph.node:
+        node.doc_string = ""
+
+
 def write_model(
     graph: onnx.ModelProto,
     path: Path,
@@ -89,7 +98,7 @@ def write_model(
     licence: str = "Apache-2.0",
 ) -> ModelManifest:
     """Write ``path`` and its manifest; both appear whole or not at all."""
-    del graph.metadata_props[:]
+    _forget_origins(graph)
     about = {"id": name, "version": version, "precision": precision, "licence": licence}
     for key, value in about.items():
         graph.metadata_props.add(key=f"dgiqa.{key}", value=value)
@@ -103,9 +112,7 @@ def write_model(
         size_bytes=len(content),
         licence=licence,
         num_parameters=num_parameters,
-        preprocess=PreprocessSpec(
-            views=list(views), mean=normalisation[0], std=normalisation[1]
-        ),
+        preprocess=PreprocessSpec(views=list(views), mean=normalisation[0], std=normalisation[1]),
         output=OutputSpec(OUTPUT, mapping),
         calibration=calibration,
         made_by=made_by,
@@ -117,6 +124,5 @@ def write_model(
     for target, data in ((path, content), (manifest_path(path), text.encode())):
         part = target.with_name(target.name + ".part")
         part.write_bytes(data)
-        os.replace(part, target)
+        part.replace(target)
     return manifest
-

@@ -9,6 +9,7 @@ would make floats of the picture are removed.
 from __future__ import annotations
 
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,6 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -27,7 +27,9 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-Views = dict[str, NDArray[np.uint8]]
+from dgiqa_stream.errors import ConfigError
+from quant.calibration import CalibrationConfig, Views
+
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
@@ -47,6 +49,23 @@ class Int8StaticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reduce_range: bool = False
     """7-bit weights: only for x86 without VNNI, where 16-bit sums could saturate."""
     version: int = 1
+
+
+class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One INT8 artefact: what it is calibrated on and how it is quantised."""
+
+    calibration: CalibrationConfig = CalibrationConfig()
+    quantize: Int8StaticConfig = Int8StaticConfig()
+
+
+def load_int8_config(path: Path) -> Int8Recipe:
+    """Read a recipe; every key must be known."""
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), Int8Recipe)
+    except FileNotFoundError as exc:
+        raise ConfigError(f"no recipe at {path}: give a file of configs/quant/") from exc
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -132,5 +151,3 @@ def _take_bytes(graph: onnx.ModelProto, normalised: str) -> onnx.ModelProto:
     graph.graph.initializer.extend(constants)
     onnx.checker.check_model(graph)
     return graph
-
-

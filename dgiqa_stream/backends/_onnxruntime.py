@@ -43,7 +43,7 @@ def open_model(model: LoadedModel, *, device: str, num_threads: int) -> OnnxRunt
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(str(model.path), options, providers=providers)
-    except Exception as exc:  # noqa: BLE001 - onnxruntime has a dozen unrelated exception types
+    except Exception as exc:
         reason = str(exc).splitlines()[0]
         raise ModelError(
             f"{model.path.name} cannot be opened by ONNX Runtime {ort.__version__}: {reason}. "

@@ -26,7 +26,7 @@ class FakeBackend:
     def infer(self, batch: FrameBatch) -> NDArray[np.float32]:
         """Mean brightness of each frame in 0..1, (N,)."""
         first = next(iter(batch.views.values()))
-        return (first.reshape(len(first), -1).mean(axis=1) / 255.0).astype(np.float32)
+        return np.asarray(first.reshape(len(first), -1).mean(axis=1) / 255.0, np.float32)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from dgiqa_stream.types import Planes
 from distill.data.biq2021 import RatedPicture, load_biq2021
 from distill.data.degrade import CODEC_LADDERS, PICTURE_LADDERS, Rgb, coded_frame
 from distill.data.packed import Record, as_planes_420, write_pack
+from distill.say import show_progress
 
 LONGEST_PX = 1088
 
@@ -32,9 +32,7 @@ def read_picture(path: Path) -> Planes:
 def build_rated(root: Path, folder: Path, *, num_validation: int, seed: int, made_by: str) -> int:
     """Pack BIQ2021 with its splits; the test part is left out: no training may see it."""
     rated = [
-        r
-        for r in load_biq2021(root, num_validation=num_validation, seed=seed)
-        if r.split != "test"
+        r for r in load_biq2021(root, num_validation=num_validation, seed=seed) if r.split != "test"
     ]
 
     def pictures() -> Iterator[tuple[Record, Planes]]:
@@ -93,9 +91,9 @@ def build_ladders(pristine: Path, folder: Path, *, seed: int, made_by: str, work
     def pictures() -> Iterator[tuple[Record, Planes]]:
         with concurrent.futures.ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
             for done, made in enumerate(pool.map(_ladders_of, jobs), 1):
-                print(f"\r{done}/{len(jobs)} contents", end="", file=sys.stderr, flush=True)
+                show_progress(f"{done}/{len(jobs)} contents")
                 yield from made
-        print(file=sys.stderr)
+        show_progress(None)
 
     settings = {"seed": seed, "longest_px": LONGEST_PX}
     return write_pack(folder, pictures(), made_by=made_by, settings=settings)

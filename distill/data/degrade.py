@@ -22,6 +22,12 @@ from distill.data.packed import as_planes_420
 
 Rgb = NDArray[np.uint8]
 
+
+def _bytes(picture: object) -> Rgb:
+    """OpenCV's results are typed as any array; ours are bytes."""
+    return np.asarray(picture, np.uint8)
+
+
 BLUR_SIGMA_PX = (0.6, 0.9, 1.3, 1.9, 2.8, 4.2)
 DEFOCUS_RADIUS_PX = (1.0, 1.6, 2.4, 3.6, 5.4, 8.0)
 MOTION_LENGTH_PX = (3, 5, 8, 12, 18, 27)
@@ -37,7 +43,7 @@ PAN_FRAMES, PAN_STEP_PX, KEPT_FRAME = 12, 2, 8
 
 def blur(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
     """Gaussian blur."""
-    return cv2.GaussianBlur(rgb, (0, 0), BLUR_SIGMA_PX[level - 1])
+    return _bytes(cv2.GaussianBlur(rgb, (0, 0), BLUR_SIGMA_PX[level - 1]))
 
 
 def defocus(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
@@ -46,7 +52,7 @@ def defocus(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
     reach = int(np.ceil(radius))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     disc = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1)
-    return cv2.filter2D(rgb, -1, disc / disc.sum(), borderType=cv2.BORDER_REFLECT)
+    return _bytes(cv2.filter2D(rgb, -1, disc / disc.sum(), borderType=cv2.BORDER_REFLECT))
 
 
 def motion_blur(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
@@ -55,9 +61,9 @@ def motion_blur(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
     kernel = np.zeros((2 * length + 1,) * 2, np.float32)
     angle = rng.uniform(0, np.pi)
     reach = np.array([np.cos(angle), np.sin(angle)]) * length / 2
-    ends = [tuple(int(round(16 * (length + sign * c))) for c in reach) for sign in (-1, 1)]
+    ends = [tuple(round(16 * (length + sign * float(c))) for c in reach) for sign in (-1, 1)]
     cv2.line(kernel, ends[0], ends[1], 1.0, lineType=cv2.LINE_AA, shift=4)
-    return cv2.filter2D(rgb, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
+    return _bytes(cv2.filter2D(rgb, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT))
 
 
 def noise(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
@@ -89,7 +95,7 @@ def jpeg(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
     ok, coded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     if not ok:
         raise RuntimeError(f"OpenCV did not encode a JPEG of shape {rgb.shape}")
-    return cv2.cvtColor(cv2.imdecode(coded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return _bytes(cv2.cvtColor(_bytes(cv2.imdecode(coded, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB))
 
 
 def rescale(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
@@ -99,7 +105,7 @@ def rescale(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
     small = max(8, round(width * factor)), max(8, round(height * factor))
     how = (cv2.INTER_CUBIC, cv2.INTER_LINEAR, cv2.INTER_LANCZOS4)[int(rng.integers(3))]
     reduced = cv2.resize(rgb, small, interpolation=cv2.INTER_AREA)
-    return cv2.resize(reduced, (width, height), interpolation=how)
+    return _bytes(cv2.resize(reduced, (width, height), interpolation=how))
 
 
 PICTURE_LADDERS: dict[str, tuple[Callable[[Rgb, int, np.random.Generator], Rgb], int]] = {
@@ -145,7 +151,7 @@ def encode(frames: list[Rgb], codec: str, crf: int, *, preset: str = "medium") -
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
             frame.pts = i
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(frame))  # type: ignore[arg-type]
         container.mux(stream.encode(None))
     return out.getvalue()
 

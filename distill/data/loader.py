@@ -97,9 +97,7 @@ class RatedLoader:
         epoch, within = divmod(step, self.steps_per_epoch())
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.records))
         rng = np.random.default_rng([self.seed, 7, step])
-        chosen = [
-            self.records[i] for i in order[within * self.batch : (within + 1) * self.batch]
-        ]
+        chosen = [self.records[i] for i in order[within * self.batch : (within + 1) * self.batch]]
         cuts = [
             views_of(
                 self.pack.planes(r),
@@ -168,7 +166,9 @@ def ladders_of(records: Sequence[Record], split: str) -> dict[str, dict[str, lis
     return {content: dict(by_name) for content, by_name in found.items()}
 
 
-def read_ahead(make: Callable[[int], Batch], first: int, end: int, *, depth: int = 3) -> Iterator[Batch]:
+def read_ahead(
+    make: Callable[[int], Batch], first: int, end: int, *, depth: int = 3
+) -> Iterator[Batch]:
     """``make(first) ... make(end - 1)``, prepared by one thread while the caller computes."""
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(make, s) for s in range(first, min(first + depth, end))]

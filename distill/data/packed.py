@@ -6,7 +6,6 @@ A pack is a folder of two files: ``planes.u8`` (4:2:0 Y'CbCr samples, picture af
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,10 @@ def as_planes_420(rgb: NDArray[np.uint8]) -> Planes:
     height, width = rgb.shape[0] & ~1, rgb.shape[1] & ~1
     ycc = cv2.cvtColor(np.ascontiguousarray(rgb[:height, :width]), cv2.COLOR_RGB2YCrCb)
     half = (width // 2, height // 2)
-    luma, cr, cb = cv2.split(ycc)
-    cb, cr = (cv2.resize(c, half, interpolation=cv2.INTER_AREA) for c in (cb, cr))
+    luma, cr, cb = (np.asarray(plane, np.uint8) for plane in cv2.split(ycc))
+    cb, cr = (
+        np.asarray(cv2.resize(c, half, interpolation=cv2.INTER_AREA), np.uint8) for c in (cb, cr)
+    )
     return Planes((luma, cb, cr), matrix=ColorMatrix.BT601, full_range=True)
 
 
@@ -97,11 +98,11 @@ def write_pack(
                 msgspec.structs.replace(record, height=height, width=width, offset=offset)
             )
             offset += height * width * 3 // 2
-    os.replace(partial, folder / "planes.u8")
+    partial.replace(folder / "planes.u8")
     index = PackIndex(made_by=made_by, settings=settings, records=records)
     temporary = folder / "index.json.part"
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(index), indent=1))
-    os.replace(temporary, folder / "index.json")
+    temporary.replace(folder / "index.json")
     return len(records)
 
 

@@ -47,6 +47,7 @@ class Bottleneck(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H/s, W/s)."""
         y = F.relu(self.expand(x))  # (B, 6C, H, W)
         y = F.relu(self.depthwise(y))  # (B, 6C, H/s, W/s)
         y = self.project(y)  # (B, C', H/s, W/s)
@@ -76,9 +77,11 @@ class Trunk(nn.Module):
 
     @property
     def num_features(self) -> int:
+        """Length of the vector that one picture gives."""
         return sum(CHANNELS[j] for j in TAPPED) + LAST_CHANNELS
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised RGB (B, 3, H, W) to means (B, num_features)."""
         taps = []
         x = F.relu(self.stem(x))  # (B, 32, H/2, W/2)
         for j, block in enumerate(self.blocks):
@@ -141,11 +144,43 @@ class Deployed(nn.Module):
 
     def forward(self, whole: Tensor, fragments: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) each, RGB, to quality (N, 1) in 0..1, 1 best."""
-        x = torch.cat([whole, fragments], 0).permute(0, 3, 1, 2)  # (2N, 3, H, W)
+        x = torch.stack([whole, fragments], 1).flatten(0, 1)  # (2N, H, W, 3): whole, fragments, …
+        x = x.permute(0, 3, 1, 2)  # (2N, 3, H, W)
         f = self.trunk((x.float() - INPUT_MEAN) / INPUT_STD)  # (2N, features)
-        a, b = f.chunk(2, 0)  # (N, features) each
-        hidden = F.relu(self.hidden(torch.cat([a, b], 1)))  # (N, 64)
+        f = f.reshape(-1, self.hidden.in_features)  # (N, 2 * features)
+        hidden = F.relu(self.hidden(f))  # (N, 64)
         return torch.sigmoid(self.quality(hidden))  # (N, 1)
+
+    def channel_groups(self) -> list[tuple[list[nn.Conv2d], list[tuple[nn.Module, int]]]]:
+        """Convolutions that write one set of channels, and layers that read it, for INT8.
+
+        A reader is a layer and the first of its input channels that belongs to the set. The
+        blocks between two changes of width add to one set, which the next block reads too.
+        """
+        trunk = self.trunk
+        blocks = [block for block in trunk.blocks if isinstance(block, Bottleneck)]
+        columns, first = {}, 0
+        for j in TAPPED:
+            columns[j] = first
+            first += CHANNELS[j]
+        groups: list[tuple[list[nn.Conv2d], list[tuple[nn.Module, int]]]] = [
+            ([trunk.stem], [(blocks[0].expand, 0)])
+        ]
+        writers: list[nn.Conv2d] = []
+        readers: list[tuple[nn.Module, int]] = []
+        for j, block in enumerate(blocks):
+            groups.append(([block.expand], [(block.depthwise, 0)]))
+            groups.append(([block.depthwise], [(block.project, 0)]))
+            if j not in SHORTCUT:  # a new set of channels begins
+                writers, readers = [], []
+                groups.append((writers, readers))
+            writers.append(block.project)
+            follower = blocks[j + 1].expand if j + 1 < len(blocks) else trunk.last
+            readers.append((follower, 0))
+            if j in columns:
+                views = range(0, self.hidden.in_features, trunk.num_features)
+                readers += [(self.hidden, view + columns[j]) for view in views]
+        return groups
 
 
 def load_imagenet_(trunk: Trunk, weights: Path) -> None:
@@ -157,7 +192,8 @@ def load_imagenet_(trunk: Trunk, weights: Path) -> None:
     with np.load(weights) as stored:
         arrays = {name.removeprefix("mobilenetv20_features_"): stored[name] for name in stored}
     convs: list[tuple[nn.Conv2d, str, int]] = [(trunk.stem, "", 0)]
-    for j, block in enumerate(trunk.blocks):
+    bottlenecks = [block for block in trunk.blocks if isinstance(block, Bottleneck)]
+    for j, block in enumerate(bottlenecks):
         prefix = f"linearbottleneck{j}_"
         parts = (block.expand, block.depthwise, block.project)
         convs += [(conv, prefix, i) for i, conv in enumerate(parts)]

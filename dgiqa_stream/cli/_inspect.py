@@ -1,0 +1,103 @@
+"""``report``, ``models``, ``config``, ``doctor`` and ``keys``: what is there, what was recorded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.errors import ConfigError
+
+
+def report(
+    recording: Annotated[Path, typer.Argument(metavar="RESULT.ndjson")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The HTML; beside the recording.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="The score curve as a picture, too.")] = None,
+    log_level: shared.Level = shared.LogLevel.WARNING,
+) -> None:
+    """Make a self-contained HTML report of a recording of ``watch`` or ``score``."""
+    shared.set_up_logging(log_level)
+    from dgiqa_stream.recording import read_recording
+    from dgiqa_stream.report import write_html, write_png
+
+    read = read_recording(recording)
+    html = output or recording.with_suffix(".html")
+    write_html(read, html)
+    shared.say(f"report: {html}")
+    if png is not None:
+        write_png(read, png)
+        shared.say(f"plot: {png}")
+
+
+def models(
+    *, as_json: Annotated[bool, typer.Option("--json", help="Whole manifests.")] = False
+) -> None:
+    """List the models that came with this package, each checked against its manifest."""
+    import msgspec
+
+    from dgiqa_stream.manifest import DEFAULT_MODEL, load_model, shipped_models
+
+    loaded = {name: load_model(name).manifest for name in shipped_models()}
+    if as_json:
+        json.dump({n: msgspec.to_builtins(m) for n, m in loaded.items()}, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+        return
+    sys.stdout.write("name\tversion\tprecision\tparameters\tbytes\tlicence\tsha256\n")
+    for name, m in loaded.items():
+        shown = f"{name} (default)" if name == DEFAULT_MODEL else name
+        fields = (m.version, m.precision, m.num_parameters, m.size_bytes, m.licence, m.sha256[:12])
+        sys.stdout.write("\t".join(map(str, (shown, *fields))) + "\n")
+
+
+def config(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[check FILE]", help="Nothing prints the default.")
+    ] = None,
+) -> None:
+    """Print the documented default configuration, or check a file."""
+    from dgiqa_stream.config import default_file, load_config
+
+    if not words:
+        sys.stdout.write(default_file())
+        return
+    if len(words) != 2 or words[0] != "check":
+        raise ConfigError(f"config {' '.join(words)!r}: give nothing, or `check FILE`")
+    settings = load_config(Path(words[1]))
+    shared.say(f"{words[1]}: fine, {len(settings.stream)} streams")
+
+
+def doctor(
+    *,
+    model: shared.Model = "student",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Say what this machine can do: versions, engines, decoding, a two-second benchmark."""
+    from dgiqa_stream.doctor import examine
+
+    found = examine(model)
+    if as_json:
+        json.dump(found, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+        return
+    for topic, facts in found.items():
+        sys.stdout.write(f"{topic}\n")
+        for name, value in facts.items():
+            sys.stdout.write(f"  {name}: {value}\n")
+
+
+def keys(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="server, or a client's name.")],
+) -> None:
+    """Make a CURVE key pair for an encrypted publisher (``server``) or one of its subscribers."""
+    from dgiqa_stream.curve import make_keys
+
+    make_keys(folder, name)
+    shared.say(f"{folder}: wrote {name}.key (public) and {name}.key_secret (keep it to yourself)")

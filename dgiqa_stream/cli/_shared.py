@@ -1,0 +1,119 @@
+"""Options and habits that the commands share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from dgiqa_stream.errors import ConfigError, DgiqaError, ModelError, SinkError
+from dgiqa_stream.urls import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dgiqa_stream.config import StreamConfig
+
+OK, BELOW, USAGE, NOTHING, PARTIAL, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+
+class LogLevel(StrEnum):
+    """How much is logged to standard error."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", envvar="DGIQA_MODEL", help="Shipped name or path of a .onnx."),
+]
+Device = Annotated[str, typer.Option(envvar="DGIQA_DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[
+    int, typer.Option(envvar="DGIQA_THREADS", min=1, help="CPU threads of one inference.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", envvar="DGIQA_QUIET", help="No progress, no summary.")
+]
+Level = Annotated[
+    LogLevel, typer.Option("--log-level", envvar="DGIQA_LOG_LEVEL", case_sensitive=False)
+]
+CropOption = Annotated[
+    tuple[int, int, int, int] | None,
+    typer.Option("--crop", metavar="LEFT TOP WIDTH HEIGHT", help="Score this rectangle only."),
+]
+StreamOptions = Annotated[
+    list[str] | None,
+    typer.Option("--stream-option", metavar="KEY=VALUE", help="FFmpeg option; may be repeated."),
+]
+
+
+def set_up_logging(level: LogLevel) -> None:
+    """Log to standard error at a level; the root logger is ours only on the command line."""
+    logging.basicConfig(
+        level=level.value.upper(), format="%(levelname)s %(message)s", stream=sys.stderr
+    )
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def complain(error: BaseException | str) -> None:
+    """One line naming what is wrong, without secrets."""
+    say(f"error: {' '.join(str(error).split())}")
+
+
+def exit_code_of(error: DgiqaError) -> int:
+    """Configuration 2; model, backend, output and port 5; a source that cannot be read 3."""
+    if isinstance(error, ConfigError):
+        return USAGE
+    return BROKEN if isinstance(error, ModelError | SinkError) else NOTHING
+
+
+def first_code(codes: set[int]) -> int:
+    """The one exit code where several apply: 2 before 5, 3, 4, 1."""
+    order = (INTERRUPTED, USAGE, BROKEN, NOTHING, PARTIAL, BELOW)
+    return next((code for code in order if code in codes), OK)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, whatever a blocked read of some thread is waiting for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def pairs_of(options: list[str] | None) -> dict[str, str]:
+    """``KEY=VALUE`` words to a mapping."""
+    found = {}
+    for option in options or ():
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--stream-option {redact(option)!r} is not KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def changed(settings: StreamConfig, tables: Mapping[str, Mapping[str, Any]]) -> StreamConfig:
+    """The configuration with what the command line names (None: not named) put over it.
+
+    Checked as the file is: raises :class:`ConfigError` naming the key and the rule.
+    """
+    import msgspec
+
+    from dgiqa_stream.config import parse_config
+
+    values: dict[str, Any] = msgspec.to_builtins(settings)
+    for table, entries in tables.items():
+        named = {key: value for key, value in entries.items() if value is not None}
+        values[table] = {**values[table], **named}
+    return parse_config(values)

@@ -1,0 +1,73 @@
+"""The pictures INT8 ranges are measured on: rated, degraded, black, noise and letterboxed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from dgiqa_stream.preprocess import ViewSpec, cut_view
+from dgiqa_stream.types import Planes
+
+Views = dict[str, NDArray[np.uint8]]
+
+
+class CalibrationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many pictures of each kind; saved in the artefact's manifest."""
+
+    num_rated: int = 160
+    num_degraded: int = 160
+    num_noise: int = 2
+    num_letterboxed: int = 8
+    seed: int = 1
+    version: int = 1
+
+
+def views_batch(planes: Planes, views: Sequence[ViewSpec]) -> Views:
+    """One picture as a batch of one."""
+    return {view.name: cut_view(planes, view)[None] for view in views}
+
+
+def synthetic(config: CalibrationConfig, views: Sequence[ViewSpec]) -> list[Views]:
+    """Black, white and noise: what real streams send when something is wrong."""
+    rng = np.random.default_rng(config.seed)
+    flat = [np.full((512, 512, 3), value, np.uint8) for value in (0, 255)]
+    noise = [rng.integers(0, 256, (512, 512, 3), dtype=np.uint8) for _ in range(config.num_noise)]
+    return [views_batch(Planes((rgb,), full_range=True), views) for rgb in flat + noise]
+
+
+def letterboxed(planes: Planes) -> Planes:
+    """The picture with black bars over its upper and lower eighth."""
+    luma, cb, cr = (plane.copy() for plane in planes.samples)
+    for plane, black in ((luma, 0), (cb, 128), (cr, 128)):
+        bar = len(plane) // 8
+        plane[:bar] = black
+        plane[-bar:] = black
+    return dataclasses.replace(planes, samples=(luma, cb, cr))
+
+
+def calibration_set(
+    config: CalibrationConfig,
+    views: Sequence[ViewSpec],
+    *,
+    rated: Sequence[Planes],
+    degraded: Sequence[Planes],
+) -> list[Views]:
+    """Batches of one picture: a seeded draw of each kind, and the synthetic ones.
+
+    Raises ``ValueError`` where there is no real picture to measure ranges on.
+    """
+    if not rated or not degraded:
+        raise ValueError(
+            f"calibration needs real pictures: got {len(rated)} rated, {len(degraded)} degraded"
+        )
+    rng = np.random.default_rng(config.seed)
+    chosen: list[Planes] = []
+    for pictures, number in ((rated, config.num_rated), (degraded, config.num_degraded)):
+        picks = rng.choice(len(pictures), min(number, len(pictures)), replace=False)
+        chosen += [pictures[i] for i in picks]
+    chosen += [letterboxed(p) for p in rated[: config.num_letterboxed]]
+    return [views_batch(p, views) for p in chosen] + synthetic(config, views)

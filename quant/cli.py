@@ -1,0 +1,141 @@
+"""``dgiqa-quant``: export a trained student to ONNX, make it INT8."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dgiqa_stream.errors import ConfigError, DgiqaError
+
+app = typer.Typer(
+    name="dgiqa-quant",
+    help="Export a trained student to ONNX and compress it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Output = Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")]
+
+
+@app.command()
+def export(
+    weights: Annotated[Path, typer.Argument(help="best.pt of a training run.")],
+    *,
+    recipe: Annotated[Path, typer.Option(help="The recipe it was trained by.")],
+    output: Output,
+    version: Annotated[str, typer.Option(help="Version of the model.")],
+) -> None:
+    """Write the float model as ONNX with its manifest."""
+    import msgspec
+    import torch
+
+    from distill.models.student import INPUT_MEAN, INPUT_STD, Deployed, Student
+    from distill.recipe import load_recipe
+    from quant.export_onnx import export_graph, write_model
+
+    settings = load_recipe(recipe)
+    student = Student()
+    student.load_state_dict(torch.load(weights, weights_only=True))
+    deployed = Deployed(student)
+    step = {"step": "train", "recipe": msgspec.to_builtins(settings)}
+    manifest = write_model(
+        export_graph(deployed, settings.views),
+        output,
+        name=settings.name,
+        version=version,
+        precision="fp32",
+        views=settings.views,
+        normalisation=(INPUT_MEAN, INPUT_STD),
+        num_parameters=sum(p.numel() for p in deployed.parameters()),
+        made_by=command_line(),
+        history=[step, {"step": "export", "torch": str(torch.__version__)}],
+    )
+    _say(f"{output.name}: {manifest.num_parameters} parameters, {manifest.size_bytes} bytes")
+
+
+@app.command()
+def int8(
+    model: Annotated[Path, typer.Argument(help="A float .onnx with its manifest.")],
+    *,
+    config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
+    packs: Annotated[Path, typer.Option(help="Packs to calibrate on (dgiqa-distill data).")],
+    output: Output,
+) -> None:
+    """Quantise a float model to INT8, calibrated on training pictures."""
+    import msgspec
+    import onnx
+    import onnxruntime
+
+    from dgiqa_stream.manifest import load_model
+    from distill.data.packed import Pack
+    from quant.calibration import calibration_set
+    from quant.export_onnx import write_model
+    from quant.ptq import load_int8_config, quantize_onnx
+
+    settings = load_int8_config(config)
+    source = load_model(model)
+    manifest = source.manifest
+    views = manifest.preprocess.views
+    pictures = {}
+    for name in ("rated", "ladders"):
+        pack = Pack(packs / name)
+        pictures[name] = [pack.planes(r) for r in pack.records if r.split == "train"]
+    calibration = calibration_set(
+        settings.calibration, views, rated=pictures["rated"], degraded=pictures["ladders"]
+    )
+    step = {
+        "step": "int8",
+        "settings": msgspec.to_builtins(settings),
+        "num_pictures": len(calibration),
+        "from_sha256": manifest.sha256,
+        "onnxruntime": onnxruntime.__version__,
+    }
+    made = write_model(
+        quantize_onnx(onnx.load(source.path), settings.quantize, calibration),
+        output,
+        name=manifest.id,
+        version=manifest.version,
+        precision="int8",
+        views=views,
+        normalisation=(manifest.preprocess.mean, manifest.preprocess.std),
+        num_parameters=manifest.num_parameters,
+        made_by=command_line(),
+        history=[*manifest.history, step],
+        mapping=manifest.output.mapping,
+        calibration=manifest.calibration,
+    )
+    _say(f"{output.name}: {made.size_bytes} bytes of {manifest.size_bytes} in {manifest.precision}")
+
+
+def command_line() -> str:
+    """This command, folders reduced to their names: a manifest must not carry machine paths."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return shlex.join(Path(w).name if w.startswith("/") else w for w in words)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the command line; errors are one line and an exit code."""
+    try:
+        app(auto_envvar_prefix="DGIQA")
+    except ConfigError as exc:
+        _say(f"error: {exc}")
+        sys.exit(2)
+    except (DgiqaError, OSError, ValueError) as exc:
+        _say(f"error: {exc}")
+        sys.exit(5)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
