@@ -212,7 +212,7 @@ class Monitor:
             except DgiqaError as exc:
                 error = exc
         if reader.has_left_thread:
-            log.warning("%s: a blocked read did not end; its thread was left", self.stream)
+            log.info("%s: a read still waits for data; its thread is left behind", self.stream)
         return session.finish(error, interrupted=self._stopping.is_set())
 
 
