@@ -97,13 +97,13 @@ def send(url: str) -> None:
     rate = rate_of_clip()
     options = {"crf": "17", "preset": "veryfast", "tune": "zerolatency", "g": str(round(2 * rate))}
     pictures = broadcast(rate)
-    first, damage = next(pictures)
+    first, _ = next(pictures)
     lossy = np.random.default_rng(7)
     told = ""
     with av.open(f"{url}?pkt_size=1316", "w", format="mpegts") as container:
         stream = _add_video(container, first, rate, options)
         began = time.monotonic()
-        for number, (picture, damage) in enumerate([(first, damage), *pictures]):
+        for number, (picture, damage) in enumerate([(first, "none"), *pictures]):
             seconds = float(number / rate)
             if damage != told:
                 told = damage
