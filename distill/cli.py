@@ -41,6 +41,7 @@ def data(
     from distill.recipe import load_recipe
 
     settings = load_recipe(recipe).data
+    build.clean_pictures(pristine)  # what is missing is told now, not after the rated pictures
     made_by = command_line()
     rated = build.build_rated(
         biq2021,
@@ -102,6 +103,8 @@ def evaluate(
     from distill import evaluate as measure
     from distill.recipe import load_recipe
 
+    if (pristine is None) != (clips is None) or (biq2021 is None and pristine is None):
+        raise ConfigError("nothing to evaluate on: give --biq2021, or --pristine and --clips")
     settings = load_recipe(recipe).data
     scorers = {name: load_scorer(name, num_threads=2) for name in models}
     result: dict[str, Any] = measure.provenance(command_line())
@@ -155,7 +158,13 @@ def keep_freed_memory() -> None:
 def command_line() -> str:
     """This command, with folders reduced to their names: a result must not carry machine paths."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(Path(w).name if w.startswith("/") else w for w in words)
+    return shlex.join(_without_folders(word) for word in words)
+
+
+def _without_folders(word: str) -> str:
+    """``/a/b`` to ``b`` and ``--packs=/a/b`` to ``--packs=b``; other words as they are."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return option + equals + (Path(value).name if value.startswith(("/", "..")) else value)
 
 
 def main() -> None:

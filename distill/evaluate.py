@@ -60,7 +60,7 @@ def held_out_contents(pristine: Path, clips: Path) -> Iterator[Content]:
 def _middle_of(path: Path) -> list[Rgb]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        first = max(0, stream.frames // 2)
+        first = max(0, min(stream.frames // 2, stream.frames - _CLIP_FRAMES))
         frames: list[Rgb] = []
         for i, frame in enumerate(container.decode(stream)):
             if i >= first:
@@ -68,6 +68,8 @@ def _middle_of(path: Path) -> list[Rgb]:
                 frames.append(rgb[: rgb.shape[0] & ~1, : rgb.shape[1] & ~1])
             if len(frames) == _CLIP_FRAMES:
                 break
+    if len(frames) < _CLIP_FRAMES:
+        raise ValueError(f"{path} has {len(frames)} frames, and a ladder needs {_CLIP_FRAMES}")
     return frames
 
 
@@ -112,6 +114,10 @@ def evaluate_ladders(scorer: Scorer, pristine: Path, clips: Path) -> dict[str, A
         show_progress(f"{number} contents")
         contents[content.name] = ladder_scores(scorer, content)
     show_progress(None)
+    if not contents:
+        raise FileNotFoundError(
+            f"no held-out content: neither clic_*.webp in {pristine} nor *.mp4 in {clips}"
+        )
     by_ladder = {}
     for name in next(iter(contents.values())):
         steps = np.diff([scores[name] for scores in contents.values()], axis=1)
@@ -142,6 +148,8 @@ def score_rated(
     rated = [
         r for r in load_biq2021(root, num_validation=num_validation, seed=seed) if r.split == split
     ]
+    if not rated:
+        raise ValueError(f"no picture of BIQ2021 is in split {split!r}: train, validation or test")
     scores: dict[str, list[float]] = {name: [] for name in scorers}
     for first in range(0, len(rated), _BATCH):
         pictures = [read_picture(r.path) for r in rated[first : first + _BATCH]]

@@ -56,8 +56,20 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     views: list[ViewSpec]
+    """The student's two, in its order and of one size."""
     data: DataConfig
     train: TrainConfig
+
+    def __post_init__(self) -> None:
+        """Refuse views that the student would take for one another."""
+        kinds = [(view.name, view.kind) for view in self.views]
+        if kinds != [("whole", "whole"), ("fragments", "fragments")]:
+            raise ValueError(
+                f"views {[name for name, _ in kinds]} must be 'whole' of kind whole, then "
+                "'fragments' of kind fragments"
+            )
+        if self.views[0].shape != self.views[1].shape:
+            raise ValueError(f"views of {[view.shape for view in self.views]} must be of one size")
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -79,10 +79,15 @@ def _map(
 
 
 def ladder_order(model: Student, pack: Pack, views: Sequence[ViewSpec]) -> dict[str, float]:
-    """Share of neighbouring levels that fall (tolerance 0.5 of 100), by degradation."""
+    """Share of neighbouring levels that fall (tolerance 0.5 of 100), by degradation.
+
+    Empty where the pack holds no content for validation.
+    """
     steps: dict[str, list[bool]] = {}
     ladders = ladders_of(pack.records, "validation")
     flat = [r for by_name in ladders.values() for ladder in by_name.values() for r in ladder]
+    if not flat:
+        return {}
     scores = dict(zip([r.name for r in flat], predict(model, pack, flat, views), strict=True))
     for by_name in ladders.values():
         for name, ladder in by_name.items():
@@ -113,7 +118,7 @@ def fit_head_(model: Student, rated: Pack, recipe: Recipe) -> None:
     model.feature_std.copy_(x.std(0).clamp_min(1e-3))
     x = (x - model.feature_mean) / model.feature_std
     head = [*model.hidden.parameters(), *model.quality.parameters()]
-    steps = config.head_epochs * (len(x) // 100)
+    steps = config.head_epochs * max(1, len(x) // 100)
     optimiser = torch.optim.AdamW(head, config.head_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     generator = torch.Generator().manual_seed(config.seed)
@@ -193,7 +198,9 @@ def train(
 ) -> dict[str, Any]:
     """Fit the student; returns the validation figures of the best epoch.
 
-    ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (weights) and ``log.csv``.
+    ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (weights), ``log.csv`` and
+    ``validation.csv``. Raises ``ValueError`` where a pack lacks pictures, ``FloatingPointError``
+    where the loss or a gradient is no longer a number.
     """
     config = recipe.train
     run.mkdir(parents=True, exist_ok=True)
@@ -214,6 +221,11 @@ def train(
         smallest_crop=config.smallest_crop,
     )
     validation = [r for r in rated_pack.records if r.split == "validation"]
+    if len(validation) < 2:
+        raise ValueError(
+            f"{rated_pack.folder} holds {len(validation)} pictures for validation, 2 is the least: "
+            "raise num_validation and run `dgiqa-distill data` again"
+        )
     mos = [float(r.mos or 0.0) for r in validation]
     total = num_steps or config.num_epochs * rated.steps_per_epoch()
 
@@ -259,20 +271,23 @@ def train(
         }
         _save(state, run / CHECKPOINT)
 
+    for name in ("log.csv", "validation.csv"):
+        _forget_after(run / name, first)
     began = time.monotonic()
     batches = read_ahead(lambda s: (rated(s), ladders(s)), first, total)
     model.train()
     for step, (rated_batch, ladder_batch) in enumerate(batches, first):
         torch.manual_seed(config.seed + step)  # dropout: the same after a resume
         losses = train_step(model, rated_batch, ladder_batch, config)
-        if not torch.isfinite(losses["loss"]):
-            raise FloatingPointError(
-                f"the loss became {losses['loss'].item()} at step {step}: lower trunk_rate, "
-                f"then run again; training goes on from {run / CHECKPOINT}"
-            )
         optimiser.zero_grad()
         losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        if not (torch.isfinite(losses["loss"]) and torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"the loss became {losses['loss'].item()} and its gradient {norm.item()} at step "
+                f"{step}: lower trunk_rate or head_rate and train in another --run folder (a "
+                "checkpoint keeps the rates it began with)"
+            )
         optimiser.step()
         schedule.step()
         averaged.update(model, step)
@@ -285,12 +300,11 @@ def train(
             found = srcc(predict(averaged.model, rated_pack, validation, recipe.views), mos)
             order = ladder_order(averaged.model, ladder_pack, recipe.views)
             _log(run / "validation.csv", {"step": done, "srcc": found, **order})
-            say(
-                f"step {done}: validation SRCC {found:.4f}, "
-                f"ladders {np.mean(list(order.values())):.4f}"
-            )
-            if found > best["srcc"]:
-                best = {"srcc": found, "step": done, **order}
+            ladder_share = f"{np.mean(list(order.values())):.4f}" if order else "none"
+            say(f"step {done}: validation SRCC {found:.4f}, ladders {ladder_share}")
+            rank = found if math.isfinite(found) else -1.0  # not a number where all scores are one
+            if rank >= best["srcc"]:
+                best = {"srcc": rank, "step": done, **order}
                 _save(averaged.model.state_dict(), run / BEST)
         if done % _CHECKPOINT_EVERY_STEPS == 0 or done == total:
             save(done)
@@ -302,6 +316,18 @@ def _save(state: dict[str, Any], path: Path) -> None:
     temporary = path.with_suffix(".part")
     torch.save(state, temporary)
     temporary.replace(path)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint: those steps are made again."""
+    if not path.is_file():
+        return
+    header, *rows = path.read_text().splitlines(keepends=True) or [""]
+    kept = [r for r in rows if r.endswith("\n") and int(r.split(",")[0]) <= step]
+    if kept:
+        path.write_text(header + "".join(kept))
+    else:
+        path.unlink()
 
 
 def _log(path: Path, row: dict[str, Any]) -> None:

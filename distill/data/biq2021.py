@@ -8,6 +8,8 @@ held back from the official training part by a seeded draw; the test part choose
 from __future__ import annotations
 
 import csv
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,31 +31,50 @@ class RatedPicture:
 def load_biq2021(root: Path, *, num_validation: int, seed: int) -> list[RatedPicture]:
     """Every picture of the set with its split: train, validation or test.
 
-    Raises ``FileNotFoundError`` naming the tables or how many pictures are missing.
+    Raises ``FileNotFoundError`` naming the tables or how many pictures are missing, ``ValueError``
+    where a table cannot be right.
     """
-    rated: list[RatedPicture] = []
     by_lower_name = {p.name.lower(): p for p in (root / "Images").glob("*")}
+    rated: list[RatedPicture] = []
     missing: list[str] = []
     for split, table in TABLES.items():
-        if not (root / table).is_file():
-            raise FileNotFoundError(f"BIQ2021 needs {table!r} in {root}: it is not there")
-        with (root / table).open(newline="") as rows:
-            for row in csv.DictReader(rows):
-                name, mos = row["Image Name"].strip(), float(row["MOS"])
-                path = by_lower_name.get(name.lower())  # one file is .JPG where the table says .jpg
-                if path is None:
-                    missing.append(name)
-                    continue
-                if not 0.0 <= mos <= 1.0:
-                    raise ValueError(f"{table}: MOS {mos} of {name} is outside 0..1")
+        for name, mos in _rows(root, table):
+            path = by_lower_name.get(name.lower())  # one file is .JPG where the table says .jpg
+            if path is None:
+                missing.append(name)
+            else:
                 rated.append(RatedPicture(path, mos, split))
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} pictures of BIQ2021 are missing in {root / 'Images'}, "
             f"first {missing[0]!r}"
         )
+    [(most_named, times)] = Counter(r.path for r in rated).most_common(1) or [(root, 0)]
+    if times > 1:
+        raise ValueError(f"BIQ2021's tables name {most_named.name} {times} times: once is right")
     training = [i for i, r in enumerate(rated) if r.split == "train"]
+    if num_validation >= len(training):
+        raise ValueError(
+            f"num_validation {num_validation} leaves nothing of {len(training)} training pictures"
+        )
     held_back = np.random.default_rng(seed).choice(training, num_validation, replace=False)
     for i in held_back:
         rated[i] = RatedPicture(rated[i].path, rated[i].mos, "validation")
     return rated
+
+
+def _rows(root: Path, table: str) -> Iterator[tuple[str, float]]:
+    """Name and MOS of every row of a table."""
+    if not (root / table).is_file():
+        raise FileNotFoundError(f"BIQ2021 needs {table!r} in {root}: it is not there")
+    with (root / table).open(newline="", encoding="utf-8-sig") as rows:
+        for number, row in enumerate(csv.DictReader(rows), 2):
+            try:
+                name, mos = row["Image Name"].strip(), float(row["MOS"])
+            except (KeyError, TypeError, AttributeError, ValueError) as exc:
+                raise ValueError(
+                    f"{table}, line {number}: no 'Image Name' and 'MOS' in {row}"
+                ) from exc
+            if not 0.0 <= mos <= 1.0:
+                raise ValueError(f"{table}: MOS {mos} of {name} is outside 0..1")
+            yield name, mos

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import multiprocessing
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,13 +84,23 @@ def _ladders_of(job: tuple[Path, str, int]) -> list[tuple[Record, Planes]]:
     return out
 
 
+def clean_pictures(pristine: Path) -> list[Path]:
+    """The clean pictures outside the test split; raises ``FileNotFoundError`` where none is."""
+    paths = [p for p in sorted(pristine.glob("*.webp")) if content_split(p.name) != "test"]
+    if not paths:
+        raise FileNotFoundError(f"no clean pictures to degrade in {pristine}: give *.webp files")
+    return paths
+
+
 def build_ladders(pristine: Path, folder: Path, *, seed: int, made_by: str, workers: int) -> int:
     """Pack every clean picture outside the test split with all its degradations."""
-    paths = [p for p in sorted(pristine.glob("*.webp")) if content_split(p.name) != "test"]
-    jobs = [(p, content_split(p.name), seed) for p in paths]
+    jobs = [(p, content_split(p.name), seed) for p in clean_pictures(pristine)]
+    spawn = multiprocessing.get_context("spawn")  # decoders have threads: a fork could hang
 
     def pictures() -> Iterator[tuple[Record, Planes]]:
-        with concurrent.futures.ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
+        with concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=spawn, initializer=_one_thread
+        ) as pool:
             for done, made in enumerate(pool.map(_ladders_of, jobs), 1):
                 show_progress(f"{done}/{len(jobs)} contents")
                 yield from made

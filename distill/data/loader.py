@@ -86,6 +86,8 @@ class RatedLoader:
         self.pack, self.views, self.batch, self.seed = pack, views, batch, seed
         self.smallest_crop = smallest_crop
         self.records = [r for r in pack.records if r.split == "train"]
+        if not self.records:
+            raise ValueError(f"{pack.folder} holds no training pictures")
         self._fragments = next(v for v in views if v.kind == "fragments")
 
     def steps_per_epoch(self) -> int:
@@ -127,6 +129,12 @@ class LadderLoader:
         self.seed, self.smallest_crop = seed, smallest_crop
         self._fragments = next(v for v in views if v.kind == "fragments")
         self.ladders = ladders_of(pack.records, split)
+        lengths = [len(ladder) for by_name in self.ladders.values() for ladder in by_name.values()]
+        if min(lengths, default=0) < levels:
+            raise ValueError(
+                f"{pack.folder}: the shortest ladder of {split} has {min(lengths, default=0)} "
+                f"pictures, and the recipe's ladder_levels asks for {levels}"
+            )
 
     def __call__(self, step: int) -> LadderBatch:
         """The batch of a global step, from 0."""
@@ -137,7 +145,7 @@ class LadderLoader:
         for content in rng.choice(contents, self.groups, replace=len(contents) < self.groups):
             by_name = self.ladders[str(content)]
             ladder = by_name[sorted(by_name)[int(rng.integers(len(by_name)))]]
-            chosen = sorted(rng.choice(len(ladder), min(self.levels, len(ladder)), replace=False))
+            chosen = sorted(rng.choice(len(ladder), self.levels, replace=False))
             look = random_look(rng, self.smallest_crop, self._fragments)
             cuts += [views_of(self.pack.planes(ladder[i]), self.views, look) for i in chosen]
             levels.append([ladder[i].level for i in chosen])

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from dgiqa_stream.errors import SourceError
 from dgiqa_stream.preprocess import reduced_rgb
 from dgiqa_stream.types import ColorMatrix, Planes
 
@@ -43,7 +44,7 @@ class PackIndex(msgspec.Struct, frozen=True):
     made_by: str
     settings: dict[str, Any]
     records: list[Record]
-    schema: str = "dgiqa.pack/1"
+    schema: Literal["dgiqa.pack/1"] = "dgiqa.pack/1"
 
 
 def as_planes_420(rgb: NDArray[np.uint8]) -> Planes:
@@ -98,6 +99,7 @@ def write_pack(
                 msgspec.structs.replace(record, height=height, width=width, offset=offset)
             )
             offset += height * width * 3 // 2
+    (folder / "index.json").unlink(missing_ok=True)  # it does not belong to the new planes
     partial.replace(folder / "planes.u8")
     index = PackIndex(made_by=made_by, settings=settings, records=records)
     temporary = folder / "index.json.part"
@@ -106,12 +108,33 @@ def write_pack(
     return len(records)
 
 
+def _read_index(folder: Path) -> PackIndex:
+    again = "make it again with `dgiqa-distill data`"
+    try:
+        index = msgspec.json.decode((folder / "index.json").read_bytes(), type=PackIndex)
+        num_bytes = (folder / "planes.u8").stat().st_size
+    except FileNotFoundError as exc:
+        raise SourceError(f"no whole pack at {folder}: {again}") from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise SourceError(f"{folder / 'index.json'} is not a pack's index: {exc}; {again}") from exc
+    expected = sum(r.height * r.width * 3 // 2 for r in index.records)
+    if expected != num_bytes or not index.records:
+        raise SourceError(
+            f"{folder / 'planes.u8'} has {num_bytes} bytes, its index tells of "
+            f"{len(index.records)} pictures in {expected}: {again}"
+        )
+    return index
+
+
 class Pack:
-    """A written pack: ``records`` and the planes of each, mapped from disk."""
+    """A written pack: ``records`` and the planes of each, mapped from disk.
+
+    Raises :class:`SourceError` where the index or the planes are missing, damaged or do not agree.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.index = msgspec.json.decode((folder / "index.json").read_bytes(), type=PackIndex)
+        self.index = _read_index(folder)
         self._bytes = np.memmap(folder / "planes.u8", np.uint8, mode="r")
 
     @property

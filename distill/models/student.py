@@ -126,6 +126,21 @@ class Student(nn.Module):
         return torch.sigmoid(self.logits(whole, fragments))
 
 
+def quantised_points(trunk: Trunk) -> list[tuple[nn.Module, str]]:
+    """Modules whose output INT8 rounds, in order of execution, and what follows each.
+
+    ``relu`` and ``linear`` are convolutions with and without one; ``add`` is a block whose output
+    is the sum with its shortcut. The pooled features and the head stay in float.
+    """
+    points: list[tuple[nn.Module, str]] = [(trunk.stem, "relu")]
+    for block in trunk.blocks:
+        assert isinstance(block, Bottleneck)
+        points += [(block.expand, "relu"), (block.depthwise, "relu"), (block.project, "linear")]
+        if block.shortcut:
+            points.append((block, "add"))
+    return [*points, (trunk.last, "relu")]
+
+
 class Deployed(nn.Module):
     """A trained student as it is exported: the same numbers, nothing that only training needs.
 
