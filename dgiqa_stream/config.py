@@ -16,9 +16,11 @@ import msgspec
 from dgiqa_stream.errors import ConfigError
 from dgiqa_stream.types import Crop
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+# Every bound is finite: infinity would pass `> 0` and break arithmetic far from the setting.
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]  # each is really started
 StreamId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
@@ -31,7 +33,7 @@ class SourceSettings(_Settings, frozen=True):
 
     open_timeout_seconds: Positive = 10.0
     read_timeout_seconds: Positive = 10.0
-    decoder_threads: Count = 2
+    decoder_threads: Threads = 2
     options: dict[str, str] = {}
     """Options for FFmpeg's demuxer and protocol, as ``rtsp_transport = "tcp"``."""
     programme: int | None = None
@@ -99,7 +101,7 @@ class ModelSettings(_Settings, frozen=True):
     backend: str = "onnxruntime"
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
-    threads: Count = 1
+    threads: Threads = 1
     """CPU threads of one inference."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -36,7 +37,8 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(envvar="DGIQA_DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[
-    int, typer.Option(envvar="DGIQA_THREADS", min=1, help="CPU threads of one inference.")
+    int,
+    typer.Option(envvar="DGIQA_THREADS", min=1, max=256, help="CPU threads of one inference."),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", envvar="DGIQA_QUIET", help="No progress, no summary.")
@@ -87,8 +89,16 @@ def first_code(codes: set[int]) -> int:
 
 def leave(code: int) -> NoReturn:
     """End the process now, whatever a blocked read of some thread is waiting for."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        pass
+    except OSError as exc:
+        if code != BROKEN:  # else it has been told
+            complain(f"cannot write standard output: {exc.strerror}")
+        code = first_code({code, BROKEN})
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(code)
 
 

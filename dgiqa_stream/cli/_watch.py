@@ -73,7 +73,7 @@ def watch(
     read_timeout: Annotated[float | None, typer.Option(help="Seconds of silence; 10.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", envvar="DGIQA_MODEL")] = None,
     device: Annotated[str | None, typer.Option(envvar="DGIQA_DEVICE")] = None,
-    threads: Annotated[int | None, typer.Option(envvar="DGIQA_THREADS", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(envvar="DGIQA_THREADS", min=1, max=256)] = None,
     crop: shared.CropOption = None,
     letterbox: Annotated[bool | None, typer.Option(help="Leave black bars out.")] = None,
     curve_dir: Annotated[str | None, typer.Option(help="Folder of CURVE keys.")] = None,
