@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from io import TextIOWrapper
+from typing import Annotated, Any
 
 import typer
 
 from dgiqa_stream.cli import _inspect, _score, _watch
-from dgiqa_stream.cli._shared import INTERRUPTED, complain, exit_code_of, leave
+from dgiqa_stream.cli._shared import (
+    BROKEN,
+    INTERRUPTED,
+    OK,
+    USAGE,
+    complain,
+    exit_code_of,
+    leave,
+    say,
+)
 from dgiqa_stream.errors import DgiqaError
+from dgiqa_stream.urls import redact_text
+
+# Newer typers bring a click of their own: this is UsageError in both.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="dgiqa-stream",
@@ -40,7 +54,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True)
+        bool,
+        # Not from the environment: images often hold a DGIQA_VERSION of their own.
+        typer.Option("--version", callback=_show_version, is_eager=True, allow_from_autoenv=False),
     ] = False,
 ) -> None:
     """No-reference quality of video, 0 (bad) to 100 (excellent): files and live streams."""
@@ -48,14 +64,31 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # any name of a file
+    leave(_run())
+
+
+def _run() -> int:
+    """Run the command that is asked for; errors become one line and an exit code."""
     try:
-        app(auto_envvar_prefix="DGIQA")
+        code: object = app(auto_envvar_prefix="DGIQA", standalone_mode=False)
+    except _UsageError as exc:
+        if len(sys.argv) < 2:
+            say(str(exc))  # no command at all: the help
+        else:
+            command = exc.ctx.command_path if exc.ctx else "dgiqa-stream"
+            complain(f"{redact_text(exc.format_message()).rstrip('.')}; see `{command} --help`")
+        return USAGE
     except DgiqaError as exc:
         complain(exc)
-        leave(exit_code_of(exc))
-    except KeyboardInterrupt:
+        return exit_code_of(exc)
+    except (KeyboardInterrupt, typer.Abort):
         complain("interrupted")
-        leave(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        sys.stderr.close()
-        leave(0)
+        return INTERRUPTED
+    except OSError as exc:
+        complain(f"{exc.filename or 'standard output'}: {exc.strerror or exc}")
+        return BROKEN
+    except SystemExit:  # what typer makes of a broken pipe; `| head` is no failure
+        return OK
+    return code if isinstance(code, int) else OK

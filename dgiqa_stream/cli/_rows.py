@@ -205,6 +205,7 @@ def open_output(path: str) -> TextIO:
     if path == "-":
         return sys.stdout
     try:
-        return Path(path).open("w", encoding="utf-8", newline="")
+        # A name of a file need not be UTF-8; escaped, it is still good JSON.
+        return Path(path).open("w", encoding="utf-8", errors="backslashreplace", newline="")
     except OSError as exc:
         raise SinkError(f"cannot write {path}: {exc.strerror}; choose another -o") from exc
