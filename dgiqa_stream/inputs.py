@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgiqa_stream.errors import SourceUnsupported
-from dgiqa_stream.urls import scheme_of
+from dgiqa_stream.urls import path_of, scheme_of
 
 STILL_SUFFIXES = frozenset(
     [
@@ -76,22 +76,34 @@ def is_still_path(path: str) -> bool:
 def expand(paths: list[str]) -> list[str]:
     """Folders replaced by the media in them, recursively and sorted; the rest as given.
 
-    Raises :class:`SourceUnsupported` where a folder holds no media.
+    A folder without media stays, for :func:`refuse_folder` to say so in its turn.
     """
     found: list[str] = []
     for path in paths:
-        if scheme_of(path) != "file" or not Path(path).is_dir():
-            found.append(path)
-            continue
-        media = sorted(
-            str(p)
-            for p in Path(path).rglob("*")
-            if p.suffix.lower() in STILL_SUFFIXES | VIDEO_SUFFIXES and p.is_file()
-        )
-        if not media:
-            raise SourceUnsupported(
-                f"{path}: no picture or video in this folder or below it; known suffixes: "
-                f"{' '.join(sorted(STILL_SUFFIXES | VIDEO_SUFFIXES))}"
-            )
-        found += media
+        found += (_media_in(path_of(path)) or [path]) if is_folder(path) else [path]
     return found
+
+
+def is_folder(path: str) -> bool:
+    """Whether it names a folder of this machine."""
+    try:
+        return scheme_of(path) == "file" and path_of(path).is_dir()
+    except (OSError, ValueError):  # too long for a name, say: opening it tells
+        return False
+
+
+def refuse_folder(path: str) -> None:
+    """Raise :class:`SourceUnsupported` for a folder that :func:`expand` found no media in."""
+    if is_folder(path):
+        raise SourceUnsupported(
+            f"{path}: no picture or video in this folder or below it; known suffixes: "
+            f"{' '.join(sorted(STILL_SUFFIXES | VIDEO_SUFFIXES))}"
+        )
+
+
+def _media_in(folder: Path) -> list[str]:
+    return sorted(
+        str(p)
+        for p in folder.rglob("*")
+        if p.suffix.lower() in STILL_SUFFIXES | VIDEO_SUFFIXES and p.is_file()
+    )

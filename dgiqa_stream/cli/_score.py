@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgiqa_stream.cli import _shared as shared
-from dgiqa_stream.errors import ConfigError, SinkError, SourceError
+from dgiqa_stream.errors import ConfigError, SinkError, SourceError, SourceUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,33 +90,35 @@ def _run(
     quiet: bool,
 ) -> int:
     """Score everything and return the exit code."""
-    from dgiqa_stream.cli._rows import open_output
+    from dgiqa_stream.cli._rows import InputResult, open_output
     from dgiqa_stream.inputs import expand
     from dgiqa_stream.scorer import scorer_of
+    from dgiqa_stream.urls import redact
 
     inputs = expand(paths)
     results: list[InputResult] = []
     codes: set[int] = set()
-    out = open_output(output)
-    try:
-        with scorer_of(settings.model) as scorer, _progress(quiet, len(inputs)) as progress:
+    with scorer_of(settings.model) as scorer, _progress(quiet) as progress:
+        out = open_output(output)  # not before the model is known to work: it empties the file
+        try:
             writer = _writer(format, out, inputs, scorer, settings)
             try:
                 for path in inputs:
-                    results.append(_score_input(path, scorer, settings, writer, progress, codes))
+                    results.append(InputResult(redact(path)))
+                    _score_input(path, results[-1], scorer, settings, writer, progress, codes)
             except KeyboardInterrupt:
                 shared.complain("interrupted: what was scored so far is written")
                 codes.add(shared.INTERRUPTED)
             writer.finish(results)
-        if out is not sys.stdout:
-            out.close()
-    except BrokenPipeError:
-        raise
-    except OSError as exc:
-        raise SinkError(
-            f"cannot write {'standard output' if output == '-' else output}: {exc.strerror}; "
-            "make room or choose another -o"
-        ) from exc
+            if out is not sys.stdout:
+                out.close()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            raise SinkError(
+                f"cannot write {'standard output' if output == '-' else output}: {exc.strerror}; "
+                "make room or choose another -o"
+            ) from exc
     return shared.first_code(codes | _verdict(results, fail_under, quiet))
 
 
@@ -124,11 +126,11 @@ def _writer(
     format: Format, out: Any, inputs: list[str], scorer: Scorer, settings: StreamConfig
 ) -> RowWriter:
     from dgiqa_stream.cli import _rows as rows
-    from dgiqa_stream.inputs import is_still_path
+    from dgiqa_stream.inputs import is_folder, is_still_path
 
     if format is Format.JSON:
         return rows.JsonDocument(out, model=scorer.manifest, settings=_told(settings))
-    stills_only = all(is_still_path(path) for path in inputs)
+    stills_only = all(is_still_path(path) or is_folder(path) for path in inputs)
     kind = rows.CsvRows if format is Format.CSV else rows.NdjsonRows
     return kind(out, stills_only=stills_only)
 
@@ -149,40 +151,43 @@ def _told(settings: StreamConfig) -> dict[str, Any]:
 
 def _score_input(
     path: str,
+    result: InputResult,
     scorer: Scorer,
     settings: StreamConfig,
     writer: RowWriter,
     progress: _Progress,
     codes: set[int],
-) -> InputResult:
-    """Score one input; a source that fails is named, and the others go on."""
-    from dgiqa_stream.cli._rows import InputResult
+) -> None:
+    """Score one input into its result; one that fails is named, and the others go on."""
+    from dgiqa_stream.inputs import refuse_folder
     from dgiqa_stream.pipeline import score_frames
     from dgiqa_stream.pooling import TemporalPooling
-    from dgiqa_stream.urls import redact, stream_id_of
+    from dgiqa_stream.urls import stream_id_of
 
-    result = InputResult(redact(path))
     pooling = TemporalPooling(settings.pooling, stream=stream_id_of(path), period_seconds=None)
     progress.begin(result.path)
     frames = score_frames(path, scorer, config=settings, on_open=progress.opened)
     try:
+        refuse_folder(path)
         with contextlib.closing(frames):
             for scored in frames:
                 writer.frame(result.path, scored)
                 pooling.add(scored)
                 result.num_frames += 1
                 progress.scored(scored.info.pts_seconds)
-    except SourceError as exc:
+        if not result.num_frames:
+            raise SourceUnsupported(f"{result.path}: no frame to score in the chosen range")
+    except (SourceError, ConfigError) as exc:  # the latter: a crop outside of this picture
         result.error = str(exc)
         shared.complain(exc if result.path in str(exc) else f"{result.path}: {exc}")
+        if isinstance(exc, ConfigError):
+            codes.add(shared.USAGE)
+        if not result.num_frames:
+            writer.failed(result.path, result.error)
     finally:
         if result.num_frames:
             result.pooled = pooling.session().pool
-    if not result.num_frames:
-        result.error = result.error or f"{result.path}: no frame to score in the chosen range"
-        writer.failed(result.path, result.error)
     progress.ended()
-    return result
 
 
 def _verdict(results: list[InputResult], fail_under: float | None, quiet: bool) -> set[int]:
@@ -231,7 +236,7 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool, num_inputs: int) -> Iterator[_Progress]:
+def _progress(quiet: bool) -> Iterator[_Progress]:
     if quiet or not sys.stderr.isatty():
         yield _Progress(None)
         return
