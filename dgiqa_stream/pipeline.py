@@ -197,23 +197,32 @@ class Monitor:
         session.status("connecting")
         error: DgiqaError | None = None
         reader = _reader(self._url, self.stream, self.config, self.telemetry, sampler, self._opener)
-        with reader:
-            try:
-                for frame in reader.frames(idle_seconds=_IDLE_SECONDS):
-                    if self._stopping.is_set():
-                        break
-                    if reader.info is not None:
-                        session.opened(self._url, reader.info)
-                    if frame is not None:
-                        score = session.frame(frame)
-                        if self._on_score is not None:
-                            self._on_score(score)
-                    session.tick()
-            except DgiqaError as exc:
-                error = exc
+        try:
+            with reader:
+                self._follow(reader, session)
+        except DgiqaError as exc:
+            error = exc
+        except BaseException as exc:  # of a callback or a foreign source: subscribers hear of it
+            session.finish(None if isinstance(exc, KeyboardInterrupt) else exc, interrupted=True)
+            raise
+        if reader.info is not None:  # open, yet no frame was wanted
+            session.opened(self._url, reader.info)
         if reader.has_left_thread:
             log.info("%s: a read still waits for data; its thread is left behind", self.stream)
         return session.finish(error, interrupted=self._stopping.is_set())
+
+    def _follow(self, reader: ReadAhead, session: _Session) -> None:
+        """Score what the reader hands over until it ends or :meth:`stop` is called."""
+        for frame in reader.frames(idle_seconds=_IDLE_SECONDS):
+            if reader.info is not None:
+                session.opened(self._url, reader.info)
+            if frame is not None:  # also when stopping: what was handed over is scored
+                score = session.frame(frame)
+                if self._on_score is not None:
+                    self._on_score(score)
+            if self._stopping.is_set():
+                return
+            session.tick()
 
 
 class _Session:
@@ -239,6 +248,7 @@ class _Session:
         self._pooling: TemporalPooling | None = None
         self._state: State = "connecting"
         self._began = self._told = self._heard = time.monotonic()
+        self._num_heard = 0
         self._lag_seconds = 0.0
         self._is_live = False
 
@@ -275,6 +285,11 @@ class _Session:
     def tick(self) -> None:
         """What is due: heartbeat, stall, sinks' own work."""
         now = time.monotonic()
+        num_decoded = self._telemetry.counts()[Count.DECODED]
+        if num_decoded != self._num_heard:  # frames that the sampler passes over are heard, too
+            self._num_heard, self._heard = num_decoded, now
+            if self._state == "stalled":
+                self.status("running")
         silent = now - self._heard
         period = self._sampler.period_seconds or 0.0
         if (
@@ -287,7 +302,7 @@ class _Session:
             self.status(self._state)
         self._tell(lambda sink: sink.tick())
 
-    def status(self, state: State, error: DgiqaError | None = None) -> None:
+    def status(self, state: State, error: BaseException | None = None) -> None:
         """Send a status message now."""
         if state != self._state:
             log.info("%s: %s", self._stream, state)
@@ -302,7 +317,7 @@ class _Session:
             )
         )
 
-    def finish(self, error: DgiqaError | None, *, interrupted: bool) -> SessionResult:
+    def finish(self, error: BaseException | None, *, interrupted: bool) -> SessionResult:
         """Close the windows, send the summary and the last status."""
         windows = self._pooling.finish() if self._pooling is not None else []
         for window in windows:
@@ -330,8 +345,9 @@ class _Session:
             )
         )
         self.status("failed" if error else "ended", error)
+        told = error if isinstance(error, DgiqaError) else None
         return SessionResult(
-            self._stream, session, counts, duration, reason, error, self._sink_errors, worst
+            self._stream, session, counts, duration, reason, told, self._sink_errors, worst
         )
 
     def _period(self, info: StreamInfo) -> float | None:

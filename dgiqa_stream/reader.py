@@ -54,6 +54,8 @@ class ReadAhead:
         self._source: Source | None = None
         self._error: BaseException | None = None
         self._ended = self._stopped = False
+        self._owes_jump = False  # the frame that carried a jump was dropped with none behind it
+        self._num_counted_errors = 0
         self._policy = OverloadPolicy.WAIT
         self._thread = threading.Thread(target=self._read, name=f"reader {name}", daemon=True)
 
@@ -142,6 +144,8 @@ class ReadAhead:
         if dropped.info.discontinuity and self._waiting:
             came_at, frame = self._waiting[0]
             self._waiting[0] = (came_at, after_jump(frame))
+        elif dropped.info.discontinuity:
+            self._owes_jump = True
 
     def _read(self) -> None:
         source: Source | None = None
@@ -157,13 +161,14 @@ class ReadAhead:
             self._error = exc
         finally:
             if source is not None:
+                self._count_errors(source)  # those after the last frame, too
                 source.close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
     def _read_frames(self, source: Source) -> None:
-        counted_errors, jumped = 0, False
+        jumped = False
         begin = time.monotonic()
         for frame in source.frames():
             if self._stopped:
@@ -174,11 +179,7 @@ class ReadAhead:
                 self._telemetry.count(Count.CORRUPT)
             if frame.info.discontinuity:
                 self._telemetry.count(Count.DISCONTINUITIES)
-            if source.num_decode_errors > counted_errors:
-                self._telemetry.count(
-                    Count.DECODE_ERRORS, source.num_decode_errors - counted_errors
-                )
-                counted_errors = source.num_decode_errors
+            self._count_errors(source)
             jumped = jumped or frame.info.discontinuity
             if self._sampler.wants(frame.info):
                 self._offer(after_jump(frame) if jumped else frame)
@@ -186,6 +187,12 @@ class ReadAhead:
             else:
                 self._telemetry.count(Count.SKIPPED)
             begin = time.monotonic()
+
+    def _count_errors(self, source: Source) -> None:
+        """Count what the decoder refused since the last look."""
+        found = source.num_decode_errors
+        self._telemetry.count(Count.DECODE_ERRORS, found - self._num_counted_errors)
+        self._num_counted_errors = found
 
     def _policy_for(self, source: Source) -> OverloadPolicy:
         if self._overload.policy != "auto":
@@ -200,6 +207,10 @@ class ReadAhead:
                 )
             elif len(self._waiting) >= self._overload.queue_frames:
                 self._drop(Count.DROPPED_QUEUE)
+            if self._stopped:  # nobody takes it any more
+                self._telemetry.count(Count.DROPPED_QUEUE)
+                return
+            frame, self._owes_jump = after_jump(frame) if self._owes_jump else frame, False
             self._waiting.append((time.monotonic(), frame))
             self._changed.notify_all()
 
