@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dgiqa_stream.errors import ConfigError, DgiqaError, SourceError
+from distill.process import command_line, keep_freed_memory
 from distill.say import say
 
 app = typer.Typer(
@@ -23,8 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_MALLOPT = {"trim_threshold": -1, "top_pad": -2, "mmap_threshold": -3}  # glibc's malloc.h
-_KEEP_BYTES = (1 << 31) - 1
 
 
 @app.command()
@@ -138,33 +135,6 @@ def evaluate(
     if "ladders" in result:
         summary["ladders"] = result["ladders"]["ladders"]
     print(json.dumps(summary, indent=1))
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc's malloc to keep what is freed: activations of a step are the next step's.
-
-    Returning them to the kernel and faulting them in again took 40 % of a training step on two
-    cores. Elsewhere than on glibc nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    for what in ("mmap_threshold", "trim_threshold"):
-        mallopt(_MALLOPT[what], _KEEP_BYTES)
-    mallopt(_MALLOPT["top_pad"], 256 << 20)
-
-
-def command_line() -> str:
-    """This command, with folders reduced to their names: a result must not carry machine paths."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(_without_folders(word) for word in words)
-
-
-def _without_folders(word: str) -> str:
-    """``/a/b`` to ``b`` and ``--packs=/a/b`` to ``--packs=b``; other words as they are."""
-    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return option + equals + (Path(value).name if value.startswith(("/", "..")) else value)
 
 
 def main() -> None:

@@ -193,15 +193,21 @@ def train(
     packs: Path,
     run: Path,
     *,
-    backbone: Path,
+    backbone: Path | None = None,
+    weights: Path | None = None,
+    prepare: Callable[[Student], None] | None = None,
     num_steps: int | None = None,
 ) -> dict[str, Any]:
     """Fit the student; returns the validation figures of the best epoch.
 
-    ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (weights), ``log.csv`` and
+    It starts from an ImageNet ``backbone`` (the head is fitted first) or from the ``weights`` of a
+    trained student. ``prepare`` changes what the model computes, not its parameters, before the
+    first step: quantisation-aware training rounds there. ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (weights), ``log.csv`` and
     ``validation.csv``. Raises ``ValueError`` where a pack lacks pictures, ``FloatingPointError``
     where the loss or a gradient is no longer a number.
     """
+    if (backbone is None) == (weights is None):
+        raise ValueError("training starts from a backbone or from weights: give one of them")
     config = recipe.train
     run.mkdir(parents=True, exist_ok=True)
     rated_pack, ladder_pack = Pack(packs / "rated"), Pack(packs / "ladders")
@@ -233,8 +239,11 @@ def train(
     model = Student(dropout=config.dropout)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     head = [*model.hidden.parameters(), *model.quality.parameters()]
-    if not (run / CHECKPOINT).is_file():
+    is_new = not (run / CHECKPOINT).is_file()
+    if is_new and backbone is not None:
         load_imagenet_(model.trunk, backbone)
+    elif is_new and weights is not None:
+        model.load_state_dict(torch.load(weights, weights_only=True))
     optimiser = torch.optim.AdamW(
         [
             *relative_rates(model.trunk, config.trunk_rate),
@@ -246,7 +255,7 @@ def train(
         optimiser, lambda s: learning_rate_share(s, total, config.warmup_steps)
     )
     first, best = 0, {"srcc": -1.0}
-    if (run / CHECKPOINT).is_file():
+    if not is_new:
         state = torch.load(run / CHECKPOINT, weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
@@ -255,10 +264,14 @@ def train(
         averaged = Averaged(model, config.ema_decay)
         averaged.model.load_state_dict(state["averaged"])
     else:
-        fit_head_(model, rated_pack, recipe)
+        if backbone is not None:
+            fit_head_(model, rated_pack, recipe)
         averaged = Averaged(model, config.ema_decay)
         found = srcc(predict(model, rated_pack, validation, recipe.views), mos)
-        say(f"head on frozen features: validation SRCC {found:.4f}")
+        say(f"before the first step: validation SRCC {found:.4f}")
+    if prepare is not None:
+        prepare(model)
+        prepare(averaged.model)
 
     def save(step: int) -> None:
         state = {

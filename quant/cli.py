@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,8 @@ from typing import Annotated
 import typer
 
 from dgiqa_stream.errors import ConfigError, DgiqaError
+from distill.process import command_line, keep_freed_memory
+from distill.say import say
 
 app = typer.Typer(
     name="dgiqa-quant",
@@ -55,7 +56,59 @@ def export(
         made_by=command_line(),
         history=[step, {"step": "export", "torch": str(torch.__version__)}],
     )
-    _say(f"{output.name}: {manifest.num_parameters} parameters, {manifest.size_bytes} bytes")
+    say(f"{output.name}: {manifest.num_parameters} parameters, {manifest.size_bytes} bytes")
+
+
+@app.command()
+def qat(
+    weights: Annotated[Path, typer.Argument(help="best.pt of a training run.")],
+    *,
+    recipe: Annotated[Path, typer.Option(help="Data, losses and rates of the fine-tuning.")],
+    config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
+    packs: Annotated[Path, typer.Option(help="Packs to train on (dgiqa-distill data).")],
+    run: Annotated[Path, typer.Option(help="Folder for weights and ranges; resumes from it.")],
+    steps: Annotated[int | None, typer.Option(help="Steps instead of the recipe's epochs.")] = None,
+) -> None:
+    """Fine-tune a student with INT8's rounding in place; its weights stay float."""
+    import torch
+
+    from distill.data.packed import Pack
+    from distill.models.student import Student, quantised_points
+    from distill.recipe import load_recipe
+    from distill.trainer import train
+    from quant.calibration import CalibrationConfig, calibration_set
+    from quant.ptq import load_int8_config
+    from quant.qat import find_ranges, load_ranges, prepare_qat_, save_ranges
+
+    keep_freed_memory()
+    settings, fine_tuning = load_int8_config(config), load_recipe(recipe)
+    kept = run / "ranges.json"
+    if not kept.is_file():
+        student = Student()
+        student.load_state_dict(torch.load(weights, weights_only=True))
+        half = settings.qat.num_pictures // 2
+        chosen = CalibrationConfig(num_rated=half, num_degraded=half, num_letterboxed=0)
+        pictures = {
+            name: [p.planes(r) for r in p.records if r.split == "train"]
+            for name, p in ((n, Pack(packs / n)) for n in ("rated", "ladders"))
+        }
+        batches = calibration_set(
+            chosen, fine_tuning.views, rated=pictures["rated"], degraded=pictures["ladders"]
+        )
+        tensors = [tuple(map(torch.from_numpy, batch.values())) for batch in batches]
+        points = quantised_points(student.trunk)
+        run.mkdir(parents=True, exist_ok=True)
+        save_ranges(find_ranges(student, points, tensors, settings.qat), kept)
+    ranges = load_ranges(kept)
+    best = train(
+        fine_tuning,
+        packs,
+        run,
+        weights=weights,
+        prepare=lambda model: prepare_qat_(quantised_points(model.trunk), ranges),
+        num_steps=steps,
+    )
+    say(f"validation SRCC {best['srcc']:.4f} with rounding; weights and ranges in {run}")
 
 
 @app.command()
@@ -65,6 +118,7 @@ def int8(
     config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
     packs: Annotated[Path, typer.Option(help="Packs to calibrate on (dgiqa-distill data).")],
     output: Output,
+    ranges: Annotated[Path | None, typer.Option(help="ranges.json of `qat`.")] = None,
 ) -> None:
     """Quantise a float model to INT8, calibrated on training pictures."""
     import msgspec
@@ -76,6 +130,7 @@ def int8(
     from quant.calibration import calibration_set
     from quant.export_onnx import write_model
     from quant.ptq import load_int8_config, quantize_onnx
+    from quant.qat import load_ranges
 
     settings = load_int8_config(config)
     source = load_model(model)
@@ -96,7 +151,12 @@ def int8(
         "onnxruntime": onnxruntime.__version__,
     }
     made = write_model(
-        quantize_onnx(onnx.load(source.path), settings.quantize, calibration),
+        quantize_onnx(
+            onnx.load(source.path),
+            settings.quantize,
+            calibration,
+            ranges=load_ranges(ranges) if ranges else None,
+        ),
         output,
         name=manifest.id,
         version=manifest.version,
@@ -109,17 +169,7 @@ def int8(
         mapping=manifest.output.mapping,
         calibration=manifest.calibration,
     )
-    _say(f"{output.name}: {made.size_bytes} bytes of {manifest.size_bytes} in {manifest.precision}")
-
-
-def command_line() -> str:
-    """This command, folders reduced to their names: a manifest must not carry machine paths."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(Path(w).name if w.startswith("/") else w for w in words)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(f"{output.name}: {made.size_bytes} bytes of {manifest.size_bytes} in {manifest.precision}")
 
 
 def main() -> None:
@@ -127,13 +177,13 @@ def main() -> None:
     try:
         app(auto_envvar_prefix="DGIQA")
     except ConfigError as exc:
-        _say(f"error: {exc}")
+        say(f"error: {exc}")
         sys.exit(2)
     except (DgiqaError, OSError, ValueError) as exc:
-        _say(f"error: {exc}")
+        say(f"error: {exc}")
         sys.exit(5)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         sys.exit(130)
 
 

@@ -29,6 +29,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from dgiqa_stream.errors import ConfigError
 from quant.calibration import CalibrationConfig, Views
+from quant.correction import correct_head_
+from quant.qat import QatConfig, Ranges
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -42,12 +44,14 @@ class Int8StaticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
     percentile: float = 99.999
-    operators: tuple[str, ...] = ("Conv", "Relu", "Add", "GlobalAveragePool")
-    """Kinds of node whose inputs and outputs are quantised; the head stays in float."""
+    operators: tuple[str, ...] = ("Conv", "Relu", "Add")
+    """Kinds of node whose inputs and outputs are quantised; pooling and head stay in float."""
     float_nodes: tuple[str, ...] = ()
     """Names of nodes left in float."""
     reduce_range: bool = False
     """7-bit weights: only for x86 without VNNI, where 16-bit sums could saturate."""
+    correct_head: bool = True
+    """Regress float features on quantised ones and fold the lines into the float head."""
     version: int = 1
 
 
@@ -55,6 +59,7 @@ class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One INT8 artefact: what it is calibrated on and how it is quantised."""
 
     calibration: CalibrationConfig = CalibrationConfig()
+    qat: QatConfig = QatConfig()
     quantize: Int8StaticConfig = Int8StaticConfig()
 
 
@@ -77,12 +82,21 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantize_onnx(
-    graph: onnx.ModelProto, config: Int8StaticConfig, calibration: Sequence[Views]
+    graph: onnx.ModelProto,
+    config: Int8StaticConfig,
+    calibration: Sequence[Views],
+    *,
+    ranges: Ranges | None = None,
 ) -> onnx.ModelProto:
-    """The INT8 graph of a float one, calibrated on batches of views (uint8, one picture each)."""
+    """The INT8 graph of a float one, calibrated on batches of views (uint8, one picture each).
+
+    ``ranges`` are those the model was trained to round to; other tensors are measured.
+    """
     if not calibration:
         raise ValueError("calibration needs pictures: the set is empty")
     normalised, overrides = _exact_input(graph)
+    if ranges is not None:
+        overrides |= _trained_ranges(graph, ranges)
     with tempfile.TemporaryDirectory() as folder:
         source, ready, target = (Path(folder) / n for n in ("f.onnx", "p.onnx", "q.onnx"))
         onnx.save(graph, source)
@@ -105,7 +119,42 @@ def quantize_onnx(
             },
         )
         quantised = onnx.load(target)
-    return _take_bytes(quantised, normalised)
+    result = _take_bytes(quantised, normalised)
+    if config.correct_head:
+        correct_head_(result, graph, calibration)
+    return result
+
+
+def _trained_ranges(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, list[dict[str, Any]]]:
+    """Trained ranges by the name of the tensor that has them; nodes come in order of execution."""
+    readers = {name: node for node in graph.graph.node for name in node.input}
+    convs = [n for n in graph.graph.node if n.op_type == "Conv"]
+    adds = [n for n in graph.graph.node if n.op_type == "Add"]
+    if (len(convs), len(adds)) != (len(ranges.conv), len(ranges.add)):
+        raise ValueError(
+            f"ranges of {len(ranges.conv)} convolutions and {len(ranges.add)} additions do not fit "
+            f"a graph with {len(convs)} and {len(adds)}: they come from another model"
+        )
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node, span in zip([*convs, *adds], [*ranges.conv, *ranges.add], strict=True):
+        reader = readers.get(node.output[0])
+        names = [node.output[0]]
+        if reader is not None and reader.op_type == "Relu":
+            names.append(reader.output[0])
+        for name in names:
+            found[name] = [_exact_range(*span)]
+    return found
+
+
+def _exact_range(low: float, high: float) -> dict[str, Any]:
+    """Scale and zero point as quantisation-aware training had them."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / 255, 1e-8)
+    return {
+        "quant_type": QuantType.QUInt8,
+        "scale": np.array(scale, np.float32),
+        "zero_point": np.array(min(max(round(-low / scale), 0), 255), np.uint8),
+    }
 
 
 def _exact_input(graph: onnx.ModelProto) -> tuple[str, dict[str, list[dict[str, Any]]]]:
