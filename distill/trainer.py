@@ -202,9 +202,9 @@ def train(
 
     It starts from an ImageNet ``backbone`` (the head is fitted first) or from the ``weights`` of a
     trained student. ``prepare`` changes what the model computes, not its parameters, before the
-    first step: quantisation-aware training rounds there. ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (weights), ``log.csv`` and
-    ``validation.csv``. Raises ``ValueError`` where a pack lacks pictures, ``FloatingPointError``
-    where the loss or a gradient is no longer a number.
+    first step: quantisation-aware training rounds there. ``run`` receives ``checkpoint.pt`` (to
+    resume), ``best.pt`` (weights), ``log.csv`` and ``validation.csv``. Raises ``ValueError`` where
+    a pack lacks pictures, ``FloatingPointError`` where a loss or gradient is no longer a number.
     """
     if (backbone is None) == (weights is None):
         raise ValueError("training starts from a backbone or from weights: give one of them")

@@ -13,6 +13,7 @@ ReLU6 and stride 2 at bottlenecks 1, 3, 10, 13.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -126,13 +127,15 @@ class Student(nn.Module):
         return torch.sigmoid(self.logits(whole, fragments))
 
 
-def quantised_points(trunk: Trunk) -> list[tuple[nn.Module, str]]:
+def quantised_points(
+    trunk: Trunk,
+) -> list[tuple[nn.Module, Literal["relu", "linear", "add"]]]:
     """Modules whose output INT8 rounds, in order of execution, and what follows each.
 
     ``relu`` and ``linear`` are convolutions with and without one; ``add`` is a block whose output
     is the sum with its shortcut. The pooled features and the head stay in float.
     """
-    points: list[tuple[nn.Module, str]] = [(trunk.stem, "relu")]
+    points: list[tuple[nn.Module, Literal["relu", "linear", "add"]]] = [(trunk.stem, "relu")]
     for block in trunk.blocks:
         assert isinstance(block, Bottleneck)
         points += [(block.expand, "relu"), (block.depthwise, "relu"), (block.project, "linear")]
