@@ -110,18 +110,22 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL) -> LoadedModel:
     """
     shipped = shipped_models()
     path = shipped.get(str(name_or_path)) or Path(name_or_path)
-    if not path.is_file():
+    beside = manifest_path(path) if path.name else path
+    try:
+        is_there, is_described = path.is_file(), beside.is_file()
+        content = path.read_bytes() if is_there else b""
+    except (OSError, ValueError) as exc:  # a name that is too long, a file that may not be read
+        raise ModelError(f"model {str(name_or_path)!r} cannot be read: {exc}") from exc
+    if not is_there:
         raise ModelError(
             f"no model {str(name_or_path)!r}: give a .onnx file or one of {', '.join(shipped)}"
         )
-    beside = manifest_path(path)
-    if not beside.is_file():
+    if not is_described:
         raise ModelError(
             f"{path.name} has no manifest {beside.name} beside it: "
             "copy both files, or export again with `dgiqa-quant export`"
         )
     manifest = read_manifest(beside)
-    content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != manifest.sha256:
         raise ModelError(

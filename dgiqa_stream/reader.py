@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dgiqa_stream.sources import Source
     from dgiqa_stream.types import Frame, StreamInfo
 
-_JOIN_SECONDS = 0.5
+_JOIN_SECONDS = 0.3
 _OPEN_GRACE_SECONDS = 2.0
 
 

@@ -58,6 +58,7 @@ def open_model(model: LoadedModel, *, device: str, num_threads: int) -> OnnxRunt
     reason = "" if device != "auto" or active == "cuda" else "no CUDA provider in this ONNX Runtime"
     status = BackendStatus(f"onnxruntime:{device}", f"onnxruntime:{active}", reason)
     _check_inputs(session, model)
+    _check_output(session, model)
     return OnnxRuntimeBackend(session, model, status)
 
 
@@ -69,6 +70,18 @@ def _check_inputs(session: Any, model: LoadedModel) -> None:
         raise ModelError(
             f"{model.path.name} takes {found}, its manifest says {wanted}: "
             "they belong to different models; export both again with `dgiqa-quant export`"
+        )
+
+
+def _check_output(session: Any, model: LoadedModel) -> None:
+    """The graph has the output that the manifest names, with one number for each frame."""
+    found = {o.name: tuple(o.shape) for o in session.get_outputs()}
+    shape = found.get(model.manifest.output.name)
+    if shape is None or any(isinstance(n, int) and n != 1 for n in shape[1:]):
+        raise ModelError(
+            f"{model.path.name} gives {found}, its manifest says {model.manifest.output.name!r} "
+            "with one number a frame: they belong to different models; export both again with "
+            "`dgiqa-quant export`"
         )
 
 
@@ -87,7 +100,12 @@ class OnnxRuntimeBackend:
 
     def infer(self, batch: FrameBatch) -> NDArray[np.float32]:
         """The network's output for each frame, (N,) in 0..1."""
-        (output,) = self._session.run([self._output], dict(batch.views))
+        if self._session is None:
+            raise ModelError("the model is closed: open it again")
+        try:
+            (output,) = self._session.run([self._output], dict(batch.views))
+        except Exception as exc:  # out of memory, or a device that went away
+            raise ModelError(f"inference failed: {' '.join(str(exc).split())}") from exc
         result: NDArray[np.float32] = np.asarray(output, np.float32).reshape(len(batch))
         if not np.isfinite(result).all():
             raise ModelError(f"the model gave {result.tolist()}: not a number for every frame")
