@@ -25,7 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "score_every_frame.json"
-DEMO_CLIP = HERE.parent / "demo" / "traffic.mp4"
+DEMO_CLIP = HERE.parent / "demo" / "room.mp4"
 
 DECODE = """
 import sys

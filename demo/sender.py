@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-CLIP = Path(__file__).parent / "traffic.mp4"
+CLIP = Path(__file__).parent / "room.mp4"
 Rgb = NDArray[np.uint8]
 
 
@@ -75,6 +75,14 @@ def _add_video(container, like: Rgb, rate: Fraction, options: dict[str, str]):
     return stream
 
 
+def cut_short(packet: av.Packet) -> av.Packet:
+    """The first third of a coded picture: what arrives when the network drops the rest."""
+    rest = av.Packet(bytes(packet)[: max(64, packet.size // 3)])
+    rest.pts, rest.dts, rest.time_base = packet.pts, packet.dts, packet.time_base
+    rest.stream = packet.stream
+    return rest
+
+
 def broadcast(rate: Fraction) -> Iterator[tuple[Rgb, str]]:
     """Every picture that is sent, with the damage it is sent under."""
     clip = frames_of_clip()
@@ -110,8 +118,9 @@ def send(url: str) -> None:
                 sys.stdout.write(json.dumps({"seconds": seconds, "damage": damage}) + "\n")
                 sys.stdout.flush()
             for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
-                if damage != "packet loss" or packet.is_keyframe or lossy.random() > 0.25:
-                    container.mux(packet)
+                if damage == "packet loss" and lossy.random() < 0.5:
+                    packet = cut_short(packet)
+                container.mux(packet)
             time.sleep(max(0.0, began + seconds - time.monotonic()))
         container.mux(stream.encode(None))
 
