@@ -346,7 +346,7 @@ def _forget_after(path: Path, step: int) -> None:
 def _log(path: Path, row: dict[str, Any]) -> None:
     is_new = not path.exists()
     with path.open("a", newline="") as out:
-        writer = csv.DictWriter(out, row.keys())
+        writer = csv.DictWriter(out, row.keys(), lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerow(row)

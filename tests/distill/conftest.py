@@ -86,8 +86,6 @@ def recipe(small_views) -> Recipe:
     )
 
 
-
-
 @pytest.fixture(scope="session")
 def recipe_file(recipe, tmp_path_factory) -> Path:
     """The recipe as TOML."""
