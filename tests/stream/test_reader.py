@@ -22,6 +22,7 @@ from dgiqa_stream.types import Frame, FrameInfo, Planes, StreamInfo
 
 PLANES = Planes((np.zeros((16, 16, 3), np.uint8),), full_range=True)
 ALL = SamplerSettings(mode="every")
+UNTIL_CLOSED = object()
 
 
 def make_frame(index, *, jumped=False, corrupt=False):
@@ -59,7 +60,9 @@ class ScriptedSource:
                 return
             if isinstance(item, BaseException):
                 raise item
-            if isinstance(item, threading.Event):
+            if item is UNTIL_CLOSED:
+                self.closed.wait(10)
+            elif isinstance(item, threading.Event):
                 item.wait(10)
             else:
                 yield item
@@ -73,7 +76,7 @@ def read_ahead(source, telemetry, *, sampler=ALL, open_timeout_seconds=5.0, **ov
     """A reader of a source that is there, or of what a function opens."""
     return ReadAhead(
         source if callable(source) else lambda: source,
-        sampler=make_sampler(sampler),
+        sampler=make_sampler(sampler) if isinstance(sampler, SamplerSettings) else sampler,
         overload=OverloadSettings(**overload),
         telemetry=telemetry,
         open_timeout_seconds=open_timeout_seconds,
@@ -315,3 +318,32 @@ def test_damage_is_counted():
         list(reader.frames(idle_seconds=0.5))
     assert telemetry.counts()[Count.CORRUPT] == 2
     assert telemetry.counts()[Count.DECODE_ERRORS] == 3
+
+
+def test_leaving_closes_the_source_first():
+    """A source that waits until it is closed is closed while it waits: no thread is left."""
+    source = ScriptedSource([make_frame(0), UNTIL_CLOSED, make_frame(1)])
+    with read_ahead(source, Telemetry()) as reader:
+        next(reader.frames(idle_seconds=1.0))
+    assert not reader.has_left_thread
+    assert not readers()
+
+
+class SlowSampler:
+    """Wants every frame, once a gate is open."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+
+    def wants(self, info):
+        return self.gate.wait(10)
+
+
+def test_a_frame_that_is_late_for_the_end_is_counted():
+    """A frame that the left thread brings after the block has ended counts as dropped."""
+    sampler, telemetry = SlowSampler(), Telemetry()
+    with read_ahead(ScriptedSource([make_frame(0)]), telemetry, sampler=sampler):
+        wait_until(lambda: telemetry.counts()[Count.DECODED] == 1)
+    sampler.gate.set()
+    wait_until(lambda: not readers())
+    check_law(telemetry.counts(), 0)
