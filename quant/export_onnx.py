@@ -72,12 +72,11 @@ def with_pooling_nodes(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 def _forget_origins(graph: onnx.ModelProto) -> None:
     """Drop what the exporter notes for debugging: it holds folders of the exporting machine."""
-    del graph.metadata_props[:]
-    del graph.graph.metadata_props[:]
-    for part in (*graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
+    inner = graph.graph
+    values = (*inner.input, *inner.output, *inner.value_info)
+    for part in (graph, inner, *inner.node, *inner.initializer, *values):
         del part.metadata_props[:]
-    for node in graph.graph.node:
-        node.doc_string = ""
+        part.doc_string = ""
 
 
 def write_model(
