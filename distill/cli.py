@@ -103,7 +103,11 @@ def evaluate(
     if (pristine is None) != (clips is None) or (biq2021 is None and pristine is None):
         raise ConfigError("nothing to evaluate on: give --biq2021, or --pristine and --clips")
     settings = load_recipe(recipe).data
-    scorers = {name: load_scorer(name, num_threads=2) for name in models}
+    by_name = {Path(model).name: model for model in models}  # a result carries no folders
+    if len(by_name) < len(models):
+        raise ConfigError(f"models of one file name cannot be told apart: {', '.join(by_name)}")
+    scorers = {name: load_scorer(model, num_threads=2) for name, model in by_name.items()}
+    first = next(iter(scorers))
     result: dict[str, Any] = measure.provenance(command_line())
     result["models"] = {
         name: {"version": s.manifest.version, "sha256": s.manifest.sha256}
@@ -117,7 +121,6 @@ def evaluate(
             num_validation=settings.num_validation,
             seed=settings.seed,
         )
-        first = models[0]
         result[f"biq2021_{split}"] = {
             **{name: measure.agreement(values, mos) for name, values in scores.items()},
             "differences": {
@@ -127,7 +130,7 @@ def evaluate(
             },
         }
     if pristine is not None and clips is not None:
-        result["ladders"] = measure.evaluate_ladders(scorers[models[0]], pristine, clips)
+        result["ladders"] = measure.evaluate_ladders(scorers[first], pristine, clips)
     text = json.dumps(result, indent=1) + "\n"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text)

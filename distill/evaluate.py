@@ -163,7 +163,8 @@ def agreement(scores: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str
     """SRCC (with its 95 % bootstrap interval), PLCC, KRCC and RMSE in points."""
     rng = np.random.default_rng(0)
     draws = rng.integers(len(mos), size=(_NUM_RESAMPLES, len(mos)))
-    low, high = np.percentile([srcc(scores[d], mos[d]) for d in draws], [2.5, 97.5])
+    found = [srcc(scores[d], mos[d]) for d in draws]
+    low, high = np.nanpercentile(found, [2.5, 97.5])  # a draw of one value alone has no SRCC
     return {
         "num_pictures": len(mos),
         "srcc": round(srcc(scores, mos), 4),

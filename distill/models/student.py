@@ -206,9 +206,12 @@ def load_imagenet_(trunk: Trunk, weights: Path) -> None:
 
     The ImageNet normalisation is re-expressed in :data:`INPUT_MEAN` and :data:`INPUT_STD` by the
     first convolution; only its outermost row and column of padding differ from the original.
+    Raises ``ValueError`` where the file holds something else.
     """
     with np.load(weights) as stored:
         arrays = {name.removeprefix("mobilenetv20_features_"): stored[name] for name in stored}
+    if "linearbottleneck16_batchnorm2_running_var" not in arrays:
+        raise ValueError(f"{weights} does not hold MobileNetV2 with its BatchNorms")
     convs: list[tuple[nn.Conv2d, str, int]] = [(trunk.stem, "", 0)]
     bottlenecks = [block for block in trunk.blocks if isinstance(block, Bottleneck)]
     for j, block in enumerate(bottlenecks):
