@@ -160,9 +160,12 @@ class ReadAhead:
         except BaseException as exc:  # noqa: BLE001 - the consumer raises it
             self._error = exc
         finally:
-            if source is not None:
-                self._count_errors(source)  # those after the last frame, too
-                source.close()
+            try:
+                if source is not None:
+                    self._count_errors(source)  # those after the last frame, too
+                    source.close()
+            except Exception as exc:  # noqa: BLE001 - as above; the consumer must not wait for ever
+                self._error = self._error or exc
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()

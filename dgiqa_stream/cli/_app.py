@@ -17,7 +17,6 @@ from dgiqa_stream.cli._shared import (
     complain,
     exit_code_of,
     leave,
-    say,
 )
 from dgiqa_stream.errors import DgiqaError
 from dgiqa_stream.urls import redact_text
@@ -75,7 +74,7 @@ def _run() -> int:
         code: object = app(auto_envvar_prefix="DGIQA", standalone_mode=False)
     except _UsageError as exc:
         if len(sys.argv) < 2:
-            say(str(exc))  # no command at all: the help
+            typer.echo(str(exc), err=True)  # no command at all: the help
         else:
             command = exc.ctx.command_path if exc.ctx else "dgiqa-stream"
             complain(f"{redact_text(exc.format_message()).rstrip('.')}; see `{command} --help`")

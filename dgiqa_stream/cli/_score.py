@@ -93,7 +93,7 @@ def _run(
     from dgiqa_stream.cli._rows import InputResult, open_output
     from dgiqa_stream.inputs import expand
     from dgiqa_stream.scorer import scorer_of
-    from dgiqa_stream.urls import redact
+    from dgiqa_stream.urls import redact, scheme_of
 
     inputs = expand(paths)
     results: list[InputResult] = []
@@ -104,7 +104,7 @@ def _run(
             writer = _writer(format, out, inputs, scorer, settings)
             try:
                 for path in inputs:
-                    results.append(InputResult(redact(path)))
+                    results.append(InputResult(path if scheme_of(path) == "file" else redact(path)))
                     _score_input(path, results[-1], scorer, settings, writer, progress, codes)
             except KeyboardInterrupt:
                 shared.complain("interrupted: what was scored so far is written")
@@ -249,5 +249,10 @@ def _progress(quiet: bool) -> Iterator[_Progress]:
         TextColumn("{task.completed:.1f} s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # the data go there, not above the bar
+    ) as bar:
         yield _Progress(bar)

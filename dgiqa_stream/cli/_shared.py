@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from dgiqa_stream.config import StreamConfig
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 OK, BELOW, USAGE, NOTHING, PARTIAL, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
 
@@ -64,8 +66,8 @@ def set_up_logging(level: LogLevel) -> None:
 
 
 def say(text: str) -> None:
-    """A line for people."""
-    sys.stderr.write(text + "\n")
+    """A line for people, whatever control characters the name of a file brings along."""
+    sys.stderr.write(_CONTROL.sub("?", text) + "\n")
     sys.stderr.flush()
 
 

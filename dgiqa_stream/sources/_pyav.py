@@ -125,8 +125,8 @@ class PyavSource:
             )
         except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as exc:
             raise self._explain(exc) from exc
-        if self._pipe is None and not isinstance(self._container.file, str):
-            self._pipe = self._container.file
+        if self._pipe is None and self._container.file is not None:
+            self._pipe = self._container.file.file  # PyAV wraps what it was given
         try:
             self._track = choose_track(self._container, self._settings, shown=self._shown)
         except SourceError:

@@ -347,3 +347,18 @@ def test_a_frame_that_is_late_for_the_end_is_counted():
     sampler.gate.set()
     wait_until(lambda: not readers())
     check_law(telemetry.counts(), 0)
+
+
+def test_a_source_that_fails_to_close_is_told(monkeypatch):
+    """What closing raises in the reader is raised by the loop; it never hangs it."""
+
+    def fail(self):
+        raise RuntimeError("cannot close")
+
+    monkeypatch.setattr(ScriptedSource, "close", fail)
+    reader = read_ahead(ScriptedSource([make_frame(0)]), Telemetry())
+    reader._thread.start()
+    frames = reader.frames(idle_seconds=0.5)
+    assert next(frames) is not None
+    with pytest.raises(RuntimeError, match="cannot close"):
+        list(frames)
