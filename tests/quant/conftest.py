@@ -67,7 +67,7 @@ def tensors(batches):
     return [tuple(torch.from_numpy(b[name]) for name in ("whole", "fragments")) for b in batches]
 
 
-def fill_(student, tensors) -> None:
+def fill_(student, tensors, seed: int = 4) -> None:
     """Draw weights whose activations stay of one size, and a head whose logits spread over -2..2.
 
     Every convolution is scaled so that its output has a mean square of 1 on real pictures, times a
@@ -75,7 +75,7 @@ def fill_(student, tensors) -> None:
     """
     import torch
 
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed)
 
     def normalise(module, _, output):
         gain = torch.exp(0.2 * torch.randn(output.shape[1], generator=generator))
@@ -102,6 +102,8 @@ def fill_(student, tensors) -> None:
         _, _, directions = torch.linalg.svd(standard, full_matrices=False)
         gains = torch.randn(len(student.hidden.bias), generator=generator)
         student.hidden.weight.copy_(gains[:, None] * directions[0] / len(directions[0]) ** 0.5)
+        student.hidden.bias.normal_(0, 0.1, generator=generator)
+        student.quality.weight.normal_(0, 1, generator=generator)
         logits = student.logits(*together)
         student.quality.weight *= 1.0 / logits.std()
         student.quality.bias.sub_((student.logits(*together)).mean())
