@@ -1,0 +1,332 @@
+"""The command line, watch: live streams in, messages out, in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import av
+import pytest
+
+from dgiqa_stream.subscriber import Subscriber
+
+PATTERN = "pattern:clean?size=64x48&fps=25"
+ENDS_WITHIN_SECONDS = 1.5  # the promise is one second; the rest is for a loaded machine
+FAKE = '[model]\nbackend = "fake"\n[publish]\nendpoint = ""\n'
+
+
+@pytest.fixture
+def start(plain_environment):
+    """Start ``watch`` as a process; all are ended when the test is."""
+    started = []
+
+    def run(*arguments, publish="", stdin=subprocess.DEVNULL):
+        given = map(str, arguments)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dgiqa_stream", "watch", f"--publish={publish}", *given],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=plain_environment,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def line_with(process, pattern, seconds=30):
+    """Read standard error up to a line that matches; the match."""
+    end, seen = time.monotonic() + seconds, ""
+    while time.monotonic() < end:
+        if select.select([process.stderr], [], [], 0.1)[0]:
+            part = os.read(process.stderr.fileno(), 1 << 16).decode()
+            seen += part
+            if found := re.search(pattern, seen):
+                return found
+            if not part:
+                break
+    raise AssertionError(f"no {pattern!r} in {seen!r}")
+
+
+def end(process, number=signal.SIGINT):
+    """Send a signal; the exit code, what was said, and how long it took."""
+    begin = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err, time.monotonic() - begin
+
+
+@contextlib.contextmanager
+def sending_over_udp(path, port):
+    """A thread that sends a file's video as MPEG-TS to a local port, at its pace, over and over."""
+    stop = threading.Event()
+
+    def send():
+        url = f"udp://127.0.0.1:{port}?pkt_size=1316"
+        with av.open(str(path)) as file, av.open(url, "w", format="mpegts") as out:
+            stream = out.add_stream_from_template(file.streams.video[0])
+            packets = [p for p in file.demux(video=0) if p.size]
+            length = packets[-1].pts - packets[0].pts + 3600
+            for number in itertools.count():
+                for packet in packets:
+                    copy = av.Packet(bytes(packet))
+                    copy.time_base, copy.stream = packet.time_base, stream
+                    copy.pts = packet.pts + number * length
+                    copy.dts = packet.dts + number * length
+                    copy.is_keyframe = packet.is_keyframe
+                    out.mux(copy)
+                    if stop.wait(0.04):
+                        return
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def free_udp_port():
+    """A UDP port that nobody uses right now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_a_live_stream_reaches_a_subscriber(start, media):
+    """MPEG-TS over UDP in, ZeroMQ out: a subscriber in another process hears meta, status, frames
+    and windows of the stream, about five frames per second of its time, and after SIGTERM the
+    summary of all of them before the state ``ended``; the exit code is 0.
+    """
+    port = free_udp_port()
+    with sending_over_udp(media["late_start"], port):
+        process = start(
+            *(f"udp://127.0.0.1:{port}", "--id", "cam1", "--open-timeout", "20"),
+            publish="tcp://127.0.0.1:*",
+        )
+        endpoint = line_with(process, r"publishing on (\S+)\n")[1]
+        with Subscriber(endpoint, timeout_seconds=20) as subscriber:
+            heard = []
+            for message in subscriber:
+                heard.append(message)
+                kinds = {m.kind for m in heard}
+                if {"meta", "status", "window"} <= kinds and len(heard) > 20:
+                    break
+            assert {"meta", "status", "frame", "window"} <= kinds
+            code, _, err, took = end(process, signal.SIGTERM)
+            last = list(iter(lambda: subscriber.receive(1.0), None))
+            assert not subscriber.gaps
+    assert code == 0
+    assert took < ENDS_WITHIN_SECONDS
+    assert "cam1: interrupted after" in err
+    assert {m.stream for m in heard + last} == {"cam1"}
+    final = next(m for m in last if m.kind == "final")
+    assert final.reason == "interrupted"
+    assert last[-1].kind == "status"
+    assert last[-1].state == "ended"
+    frames = [m for m in heard + last if m.kind == "frame"]
+    assert final.n >= len(frames)
+    times = [m.frame.pts_seconds for m in frames]
+    assert times == sorted(times)
+    assert (len(times) - 1) / (times[-1] - times[0]) == pytest.approx(5, rel=0.3)
+    assert all(0 <= m.quality.score <= 100 for m in frames)
+    counts = final.counts
+    assert counts["handed"] == counts["scored"] == final.n
+
+
+def test_two_streams_and_a_file_of_settings(run_cli, tmp_path):
+    """Streams, ids, sampling and outputs of a stream.toml are obeyed; a flag wins over the file.
+    The recording holds each stream's own messages under one run.
+    """
+    record, rows, file = tmp_path / "r.ndjson", tmp_path / "r.csv", tmp_path / "stream.toml"
+    file.write_text(
+        f'{FAKE}[output]\nndjson = "{record}"\ncsv = "{rows}"\n'
+        "[sampler]\nframes_per_second = 10.0\n"
+        f'[[stream]]\nurl = "{PATTERN}&seconds=2"\nid = "one"\n'
+        f'[[stream]]\nurl = "{PATTERN}&seconds=1"\nid = "two"\n'
+    )
+    done = run_cli("watch", "--config", file)
+    assert done.code == 0, done.err
+    assert done.out == ""
+    messages = [json.loads(line) for line in record.read_text().splitlines()]
+    finals = {m["stream"]: m for m in messages if m["schema"] == "dgiqa.final/1"}
+    assert {name: m["n"] for name, m in finals.items()} == {"one": 20, "two": 10}
+    assert len({m["run"] for m in messages}) == 1
+    assert len(rows.read_text().splitlines()) == 1 + 30
+    assert "one: end of stream" in done.err
+    assert "two: end of stream" in done.err
+    record.unlink()
+    flagged = run_cli("watch", f"{PATTERN}&seconds=1", "--config", file, "--fps", "5")
+    assert flagged.code == 0, flagged.err
+    messages = [json.loads(line) for line in record.read_text().splitlines()]
+    (final,) = [m for m in messages if m["schema"] == "dgiqa.final/1"]
+    assert (final["stream"], final["n"]) == ("pattern-clean", 5)
+
+
+def test_messages_on_standard_output_are_alone_there(run_cli, tmp_path):
+    """``--ndjson -`` writes one message per line, ``final`` last but one, and nothing else; with
+    --quiet standard error is empty.
+    """
+    file = tmp_path / "stream.toml"
+    file.write_text(FAKE)
+    done = run_cli("watch", f"{PATTERN}&seconds=1", "-c", file, "--ndjson", "-", "--quiet")
+    kinds = [json.loads(line)["schema"] for line in done.out.splitlines()]
+    assert (done.code, done.err) == (0, "")
+    assert kinds[0] == "dgiqa.status/1"
+    assert kinds[-2:] == ["dgiqa.final/1", "dgiqa.status/1"]
+    assert kinds.count("dgiqa.frame/1") == 5
+
+
+def test_duration_ends_a_live_stream(run_cli, tmp_path):
+    """--duration stops after so much of the stream's time, with 0."""
+    file = tmp_path / "stream.toml"
+    file.write_text(FAKE)
+    arguments = ("watch", f"{PATTERN}&seconds=600", "-c", file, "--realtime", "--duration", "1")
+    begin = time.monotonic()
+    done = run_cli(*arguments)
+    assert done.code == 0, done.err
+    assert 0.9 < time.monotonic() - begin < 10
+    assert "5 of 25 frames scored" in done.err
+
+
+@contextlib.contextmanager
+def never_answering(kind):
+    """A URL of a source that accepts and never answers, or that never sends."""
+    if kind == "udp":
+        yield f"udp://127.0.0.1:{free_udp_port()}"
+        return
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"{kind}://127.0.0.1:{server.getsockname()[1]}/live"
+
+
+@pytest.mark.parametrize("kind", ["tcp", "rtsp", "http", "udp"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_a_signal_ends_it_out_of_a_blocked_read(start, kind, number):
+    """While opening blocks on a host that is silent, a signal ends it within a second, with the
+    summary for people, the ``final`` message and exit code 0.
+    """
+    with never_answering(kind) as url:
+        process = start(url, "--id", "cam", "--ndjson", "-")
+        assert "connecting" in process.stdout.readline()
+        time.sleep(0.2)
+        code, out, err, took = end(process, number)
+    assert code == 0
+    assert took < ENDS_WITHIN_SECONDS
+    kinds = [json.loads(line) for line in out.splitlines()]
+    assert [m["schema"] for m in kinds] == ["dgiqa.final/1", "dgiqa.status/1"]
+    assert kinds[0]["reason"] == "interrupted"
+    assert kinds[1]["state"] == "ended"
+    assert re.search(r"^cam: interrupted after .* 0 of 0 frames scored", err, re.MULTILINE)
+
+
+def test_a_signal_ends_it_out_of_a_pipe_that_fell_silent(start, media):
+    """With standard input open and silent after some frames, SIGTERM still ends it in a second,
+    and what was scored is summed up.
+    """
+    process = start("-", "--every", "1", "--ndjson", "-", stdin=subprocess.PIPE)
+    process.stdin.buffer.write(media["late_start"].read_bytes())
+    process.stdin.flush()
+    for line in process.stdout:
+        if "dgiqa.frame/1" in line:
+            break
+    time.sleep(0.5)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert time.monotonic() - begin < ENDS_WITHIN_SECONDS
+    rest = [json.loads(line) for line in process.stdout]
+    final = next(m for m in rest if m["schema"] == "dgiqa.final/1")
+    assert final["reason"] == "interrupted"
+    assert final["n"] > 0
+
+
+def test_opening_has_a_deadline(run_cli):
+    """A host that never answers is given up after --open-timeout: one line, exit code 3."""
+    for kind in ("tcp", "udp"):
+        with never_answering(kind) as url:
+            begin = time.monotonic()
+            done = run_cli("watch", url, "--publish=", "--open-timeout", "0.5", "-q")
+            assert time.monotonic() - begin < 6
+        assert done.code == 3
+        assert len(done.err.splitlines()) == 1
+        assert "no data within 0.5 s" in done.err
+
+
+def test_one_of_two_streams_that_fails_is_4(run_cli, tmp_path):
+    """The other stream is watched to its end; the failed one is named in one line."""
+    file = tmp_path / "stream.toml"
+    file.write_text(FAKE)
+    done = run_cli("watch", f"{PATTERN}&seconds=1", "missing.mp4", "-c", file, "-q")
+    assert done.code == 4
+    assert done.err.splitlines() == ["error: missing.mp4: does not exist; check the name"]
+
+
+def test_a_report_is_made_at_the_end(run_cli, tmp_path):
+    """--report writes the page, and the recording that it was made from beside it."""
+    file = tmp_path / "stream.toml"
+    file.write_text(FAKE)
+    page = tmp_path / "r.html"
+    done = run_cli("watch", f"{PATTERN}&seconds=1", "-c", file, "--report", page)
+    assert done.code == 0, done.err
+    assert page.read_text().startswith("<!")
+    assert page.with_suffix(".ndjson").exists()
+
+
+def test_a_full_disk_does_not_end_the_watching(run_cli, tmp_path):
+    """With one output on a full disk the stream is watched to its end, the error is told, and the
+    exit code is 5.
+    """
+    file, rows = tmp_path / "stream.toml", tmp_path / "r.csv"
+    file.write_text(FAKE)
+    done = run_cli(
+        *("watch", f"{PATTERN}&seconds=1", "-c", file, "--ndjson", "/dev/full", "--csv", rows)
+    )
+    assert done.code == 5
+    assert len(rows.read_text().splitlines()) == 1 + 5
+    assert "error: cannot write /dev/full: No space left on device" in done.err
+    assert "pattern-clean: end of stream" in done.err
+
+
+def test_a_subscriber_on_the_command_line_hears_it(start, run_cli):
+    """``sub`` prints messages of the kinds and streams asked for, one per line, up to --count."""
+    process = start(
+        *(f"{PATTERN}&seconds=600", "--id", "cam1", "--realtime"), publish="tcp://127.0.0.1:*"
+    )
+    endpoint = line_with(process, r"publishing on (\S+)\n")[1]
+    done = run_cli("sub", endpoint, "--kind", "frame", "--stream", "cam1", "--count", "3")
+    messages = [json.loads(line) for line in done.out.splitlines()]
+    assert (done.code, done.err) == (0, "")
+    assert [m["schema"] for m in messages] == ["dgiqa.frame/1"] * 3
+    other = run_cli("sub", endpoint, "--stream", "cam2", "--timeout", "0.5")
+    assert (other.code, other.out) == (3, "")
+    assert f"no message from {endpoint}" in other.err
+    assert end(process)[0] == 0
+
+
+def test_two_publishers_on_one_port(start, run_cli):
+    """The second is refused with one line that names the port, and exit code 5."""
+    process = start(f"{PATTERN}&seconds=600", "--realtime", publish="tcp://127.0.0.1:*")
+    endpoint = line_with(process, r"publishing on (\S+)\n")[1]
+    done = run_cli("watch", f"{PATTERN}&seconds=1", "--publish", endpoint)
+    assert done.code == 5
+    assert len(done.err.splitlines()) == 1
+    assert f"cannot publish at {endpoint}: Address already in use" in done.err
+    assert end(process)[0] == 0
