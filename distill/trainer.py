@@ -31,7 +31,7 @@ from distill.data.loader import (
 )
 from distill.data.packed import Pack, Record
 from distill.losses import ladder_loss, plcc_loss, score_loss
-from distill.models.student import Student, load_imagenet_
+from distill.models.student import Student, load_imagenet_, load_student
 from distill.recipe import Recipe, TrainConfig
 from distill.say import say
 
@@ -243,7 +243,7 @@ def train(
     if is_new and backbone is not None:
         load_imagenet_(model.trunk, backbone)
     elif is_new and weights is not None:
-        model.load_state_dict(torch.load(weights, weights_only=True))
+        model.load_state_dict(load_student(weights).state_dict())
     optimiser = torch.optim.AdamW(
         [
             *relative_rates(model.trunk, config.trunk_rate),

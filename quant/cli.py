@@ -35,13 +35,12 @@ def export(
     import msgspec
     import torch
 
-    from distill.models.student import INPUT_MEAN, INPUT_STD, Deployed, Student
+    from distill.models.student import INPUT_MEAN, INPUT_STD, Deployed, load_student
     from distill.recipe import load_recipe
     from quant.export_onnx import export_graph, write_model
 
     settings = load_recipe(recipe)
-    student = Student()
-    student.load_state_dict(torch.load(weights, weights_only=True))
+    student = load_student(weights)
     deployed = Deployed(student)
     step = {"step": "train", "recipe": msgspec.to_builtins(settings)}
     manifest = write_model(
@@ -73,7 +72,7 @@ def qat(
     import torch
 
     from distill.data.packed import Pack
-    from distill.models.student import Student, quantised_points
+    from distill.models.student import load_student, quantised_points
     from distill.recipe import load_recipe
     from distill.trainer import train
     from quant.calibration import CalibrationConfig, calibration_set
@@ -84,8 +83,7 @@ def qat(
     settings, fine_tuning = load_int8_config(config), load_recipe(recipe)
     kept = run / "ranges.json"
     if not kept.is_file():
-        student = Student()
-        student.load_state_dict(torch.load(weights, weights_only=True))
+        student = load_student(weights)
         half = settings.qat.num_pictures // 2
         chosen = CalibrationConfig(num_rated=half, num_degraded=half, num_letterboxed=0)
         pictures = {

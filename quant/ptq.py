@@ -66,10 +66,10 @@ class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def load_int8_config(path: Path) -> Int8Recipe:
     """Read a recipe; every key must be known."""
     try:
-        return msgspec.convert(tomllib.loads(path.read_text()), Int8Recipe)
+        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Int8Recipe)
     except FileNotFoundError as exc:
         raise ConfigError(f"no recipe at {path}: give a file of configs/quant/") from exc
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError) as exc:
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}") from exc
 
 

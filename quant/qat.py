@@ -19,8 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgiqa_stream.errors import ConfigError
+
 _ACTIVATION_LEVELS, _WEIGHT_LEVELS = 255, 127
 _SMALLEST_SCALE = 1e-8
+_SAMPLED_ELEMENTS = 100_000
 
 
 class QatConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +31,7 @@ class QatConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     quantile: float = 0.9999
     """Activations beyond this quantile of a batch are clipped: a few outliers would coarsen all."""
-    num_pictures: int = 256
+    num_pictures: int = 64
     version: int = 1
 
 
@@ -125,10 +128,11 @@ def find_ranges(
 
 
 def _quantiles(x: Tensor, quantile: float) -> tuple[float, float]:
-    """The values that all but a share of the elements lie between, by sorting one end each."""
-    count = max(1, round(len(x) * (1 - quantile)))
-    high = x.topk(count).values[-1]
-    low = x.topk(count, largest=False).values[-1]
+    """The values that all but a share of the elements lie between, from an even sample of them."""
+    sample = x[:: max(1, len(x) // _SAMPLED_ELEMENTS)]
+    count = max(1, round(len(sample) * (1 - quantile)))
+    high = sample.topk(count).values[-1]
+    low = sample.topk(count, largest=False).values[-1]
     return float(low), float(high)
 
 
@@ -156,5 +160,8 @@ def save_ranges(ranges: Ranges, path: Path) -> None:
 
 
 def load_ranges(path: Path) -> Ranges:
-    """Read what :func:`save_ranges` wrote."""
-    return msgspec.json.decode(path.read_bytes(), type=Ranges)
+    """Read what :func:`save_ranges` wrote; raises :class:`ConfigError` for anything else."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Ranges)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} does not hold the ranges of a `qat` run: {exc}") from exc

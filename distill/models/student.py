@@ -12,6 +12,7 @@ ReLU6 and stride 2 at bottlenecks 1, 3, 10, 13.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dgiqa_stream.errors import ModelError
 
 CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
 STRIDED = frozenset({1, 3, 10, 13})
@@ -169,37 +172,6 @@ class Deployed(nn.Module):
         hidden = F.relu(self.hidden(f))  # (N, 64)
         return torch.sigmoid(self.quality(hidden))  # (N, 1)
 
-    def channel_groups(self) -> list[tuple[list[nn.Conv2d], list[tuple[nn.Module, int]]]]:
-        """Convolutions that write one set of channels, and layers that read it, for INT8.
-
-        A reader is a layer and the first of its input channels that belongs to the set. The
-        blocks between two changes of width add to one set, which the next block reads too.
-        """
-        trunk = self.trunk
-        blocks = [block for block in trunk.blocks if isinstance(block, Bottleneck)]
-        columns, first = {}, 0
-        for j in TAPPED:
-            columns[j] = first
-            first += CHANNELS[j]
-        groups: list[tuple[list[nn.Conv2d], list[tuple[nn.Module, int]]]] = [
-            ([trunk.stem], [(blocks[0].expand, 0)])
-        ]
-        writers: list[nn.Conv2d] = []
-        readers: list[tuple[nn.Module, int]] = []
-        for j, block in enumerate(blocks):
-            groups.append(([block.expand], [(block.depthwise, 0)]))
-            groups.append(([block.depthwise], [(block.project, 0)]))
-            if j not in SHORTCUT:  # a new set of channels begins
-                writers, readers = [], []
-                groups.append((writers, readers))
-            writers.append(block.project)
-            follower = blocks[j + 1].expand if j + 1 < len(blocks) else trunk.last
-            readers.append((follower, 0))
-            if j in columns:
-                views = range(0, self.hidden.in_features, trunk.num_features)
-                readers += [(self.hidden, view + columns[j]) for view in views]
-        return groups
-
 
 def load_imagenet_(trunk: Trunk, weights: Path) -> None:
     """Fill the trunk from the float32 ``.npz`` of MobileNetV2 with its BatchNorms.
@@ -235,3 +207,16 @@ def load_imagenet_(trunk: Trunk, weights: Path) -> None:
         shift = (INPUT_MEAN - torch.tensor(IMAGENET_MEAN) * 255) / std
         trunk.stem.bias += (trunk.stem.weight * shift[None, :, None, None]).sum((1, 2, 3))
         trunk.stem.weight *= gain[None, :, None, None]
+
+
+def load_student(path: Path) -> Student:
+    """A trained student from its weights; raises :class:`ModelError` where they are not one's."""
+    student = Student()
+    try:
+        student.load_state_dict(torch.load(path, weights_only=True))
+    except FileNotFoundError as exc:
+        raise ModelError(f"no weights at {path}: give best.pt of a training run") from exc
+    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise ModelError(f"{path.name} does not hold a student's weights: {reason}") from exc
+    return student

@@ -119,20 +119,3 @@ def test_what_is_deployed_is_the_student(student, pictures):
         found = deployed(pictures, pictures.flip(1))
     assert found.shape == (3, 1)
     assert (found[:, 0] - wanted).abs().max() < 1e-5
-
-
-def test_channel_groups_cover_every_inner_channel_once(student):
-    """Each convolution but the last writes exactly one group, each but the stem reads one."""
-    deployed = Deployed(student)
-    convs = {m for m in deployed.modules() if isinstance(m, torch.nn.Conv2d)}
-    groups = deployed.channel_groups()
-    written = [m for writers, _ in groups for m in writers]
-    read = [m for _, readers in groups for m, _ in readers if isinstance(m, torch.nn.Conv2d)]
-    trunk = deployed.trunk
-    assert len(written) == len(set(written)) == len(convs) - 1
-    assert set(written) == convs - {trunk.last}
-    assert len(read) == len(set(read)) == len(convs) - 1
-    assert set(read) == convs - {trunk.stem}
-    for writers, readers in groups:
-        assert len({m.out_channels for m in writers}) == 1
-        assert readers
