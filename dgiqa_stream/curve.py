@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ def make_keys(folder: Path, name: str) -> Path:
     """
     from zmq.auth import create_certificates
 
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):  # nor a path out of the folder
+        raise ConfigError(f"{name!r} names no key: use letters, digits, dots, dashes, underscores")
     secret = folder / f"{name}.key_secret"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -160,7 +163,7 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
     except (OSError, ValueError) as exc:
         raise ConfigError(
             f"curve_dir: no CURVE key in {path}: copy it there, or make a pair with "
-            "dgiqa_stream.curve.make_keys"
+            "`dgiqa-stream keys`"
         ) from exc
     if any(key is not None and len(key) != 40 for key in (public, secret)):
         raise ConfigError(f"curve_dir: {path} holds a damaged key: a key has 40 characters")

@@ -42,8 +42,7 @@ def score(
     start: Annotated[float | None, typer.Option(help="Skip so many seconds.")] = None,
     duration: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
     fail_under: Annotated[
-        float | None,
-        typer.Option(min=0, max=100, help="Exit with 1 where an input's mean is lower."),
+        float | None, typer.Option(help="Exit with 1 where an input's mean is lower.")
     ] = None,
     model: shared.Model = "student",
     device: shared.Device = "auto",
@@ -56,6 +55,7 @@ def score(
 ) -> None:
     """Score files: every frame unless --fps or --every says otherwise; data to standard output."""
     shared.set_up_logging(log_level)
+    shared.check_number("--fail-under", fail_under, least=0, most=100)
     if fps is not None and every is not None:
         raise ConfigError("--fps and --every cannot both choose the frames: give one of them")
     from dgiqa_stream.config import StreamConfig

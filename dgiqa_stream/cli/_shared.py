@@ -129,3 +129,9 @@ def changed(settings: StreamConfig, tables: Mapping[str, Mapping[str, Any]]) -> 
         named = {key: value for key, value in entries.items() if value is not None}
         values[table] = {**values[table], **named}
     return parse_config(values)
+
+
+def check_number(option: str, value: float | None, *, least: float, most: float) -> None:
+    """Raise :class:`ConfigError` for what is out of range; typer itself lets NaN through."""
+    if value is not None and not least <= value <= most:
+        raise ConfigError(f"{option} {value:g} is not within {least:g}..{most:g}")

@@ -346,6 +346,7 @@ def sub(
     shared.set_up_logging(log_level)
     from dgiqa_stream.subscriber import Subscriber
 
+    shared.check_number("--timeout", timeout, least=0, most=1e9)
     shown = format or (Shown.TABLE if sys.stdout.isatty() else Shown.NDJSON)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
