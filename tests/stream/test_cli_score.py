@@ -308,7 +308,6 @@ def test_a_terminal_sees_progress_and_the_data_stay_clean(media, plain_environme
         env={**plain_environment, "TERM": "xterm"},
     )
     os.close(there)
-    out, _ = process.communicate(timeout=30)
     shown = b""
     try:
         while part := os.read(here, 1 << 16):
@@ -316,6 +315,7 @@ def test_a_terminal_sees_progress_and_the_data_stay_clean(media, plain_environme
     except OSError:  # the terminal's other end is closed
         pass
     os.close(here)
+    out, _ = process.communicate(timeout=30)
     assert process.returncode == 0
     assert len(rows_of(out.decode())) == 24
     assert b"\x1b[" in shown

@@ -217,8 +217,15 @@ def never_answering(kind):
         yield f"{kind}://127.0.0.1:{server.getsockname()[1]}/live"
 
 
-@pytest.mark.parametrize("kind", ["tcp", "rtsp", "http", "udp"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("tcp", signal.SIGINT),
+        ("udp", signal.SIGTERM),
+        ("rtsp", signal.SIGTERM),
+        ("http", signal.SIGINT),
+    ],
+)
 def test_a_signal_ends_it_out_of_a_blocked_read(start, kind, number):
     """While opening blocks on a host that is silent, a signal ends it within a second, with the
     summary for people, the ``final`` message and exit code 0.

@@ -1,0 +1,180 @@
+"""The command line's other commands: models, config, doctor, keys, report, sub and the version."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from dgiqa_stream.config import StreamConfig, default_file, parse_config
+from dgiqa_stream.manifest import DEFAULT_MODEL, load_model, shipped_models
+
+PATTERN = "pattern:clean?size=64x48&fps=25"
+
+
+def test_the_version_is_told(run_cli):
+    """--version prints one line with the package's name, to standard output."""
+    done = run_cli("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("dgiqa-stream ")
+    assert len(done.out.splitlines()) == 1
+
+
+def test_models_are_listed_with_their_digests(run_cli):
+    """Each shipped model has a row with the start of its digest; --json gives whole manifests."""
+    done = run_cli("models")
+    rows = [line.split("\t") for line in done.out.splitlines()]
+    assert done.code == 0
+    assert rows[0][0] == "name"
+    assert {r[0].removesuffix(" (default)") for r in rows[1:]} == set(shipped_models())
+    (default,) = [r for r in rows if r[0].endswith(" (default)")]
+    assert default[0] == f"{DEFAULT_MODEL} (default)"
+    assert load_model().manifest.sha256.startswith(default[-1])
+    whole = json.loads(run_cli("models", "--json").out)
+    assert whole[DEFAULT_MODEL]["sha256"] == load_model().manifest.sha256
+
+
+def test_config_prints_what_it_would_read(run_cli, tmp_path):
+    """The printed file is the documented default, equal to no file at all, and passes the check."""
+    done = run_cli("config")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == default_file()
+    assert parse_config(tomllib.loads(done.out)) == StreamConfig()
+    file = tmp_path / "stream.toml"
+    file.write_text(done.out + '\n[[stream]]\nurl = "rtsp://cam/live"\n')
+    checked = run_cli("config", "check", file)
+    assert (checked.code, checked.out) == (0, "")
+    assert f"{file}: fine, 1 streams" in checked.err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[sampler]\nframes_per_secnod = 3\n", "did you mean sampler.frames_per_second?"),
+        ("[sampler]\nframes_per_second = 0\n", "sampler.frames_per_second"),
+        ("[smapler]\n", "did you mean sampler?"),
+        ("sampler = 3\n", "sampler"),
+        ('[[stream]]\nurl = "x"\nid = "a b"\n', "stream[0].id"),
+        ('[[stream]]\nurl = "x"\nname = "y"\n', "unknown setting stream[0].name"),
+        ("[picture]\ncrop = [1, 2]\n", "crop [1, 2] must be"),
+        ("[source\n", "is not TOML"),
+        ("[source]\nstart_seconds = inf\n", "source.start_seconds"),
+    ],
+)
+def test_a_wrong_setting_is_named(run_cli, tmp_path, text, told):
+    """An unknown key, a value out of range and broken TOML are one line with the file, and 2."""
+    file = tmp_path / "stream.toml"
+    file.write_text(text)
+    done = run_cli("config", "check", file)
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert str(file) in line
+    assert told in line
+
+
+def test_doctor_finds_by_trying(run_cli):
+    """It names versions, decoders and a usable CPU engine, and has a measured speed; --json says
+    the same by topic. A model that cannot be used is told, not fatal.
+    """
+    found = json.loads(run_cli("doctor", "--json").out)
+    topics = {"versions", "machine", "decoding", "engines", "publishing", "benchmark"}
+    assert set(found) == topics
+    assert "h264" in found["decoding"]["decoders"]
+    assert found["engines"]["cpu"] == "usable (onnxruntime:cpu)"
+    (speed,) = [value for name, value in found["benchmark"].items() if name.startswith("ms per")]
+    assert speed > 0
+    broken = run_cli("doctor", "--model", "absent")
+    assert broken.code == 0
+    assert all(topic in broken.out.splitlines() for topic in topics)
+    assert "  failed: no model 'absent'" in broken.out
+
+
+def test_keys_are_made_once_and_in_their_folder(run_cli, tmp_path):
+    """A key pair is written with the secret readable by its owner alone; it is never overwritten,
+    and no name leads out of the folder.
+    """
+    folder = tmp_path / "keys"
+    done = run_cli("keys", folder, "server")
+    assert (done.code, done.out) == (0, "")
+    assert {p.name for p in folder.iterdir()} == {"server.key", "server.key_secret"}
+    assert (folder / "server.key_secret").stat().st_mode & 0o777 == 0o600
+    secret = (folder / "server.key_secret").read_text()
+    again = run_cli("keys", folder, "server")
+    assert again.code == 2
+    assert "exists: remove it first" in again.err
+    assert (folder / "server.key_secret").read_text() == secret
+    outside = run_cli("keys", folder, "../outside")
+    assert outside.code == 2
+    assert "'../outside' names no key" in outside.err
+    assert [p.name for p in tmp_path.iterdir()] == ["keys"]
+
+
+def test_a_recording_becomes_a_report(run_cli, tmp_path):
+    """What ``watch`` recorded becomes a page beside it, with a PNG where asked; a missing or empty
+    recording is 3, a page that cannot be written 5.
+    """
+    record, png = tmp_path / "r.ndjson", tmp_path / "r.png"
+    watched = run_cli("watch", f"{PATTERN}&seconds=2", "--publish=", "--ndjson", record, "-q")
+    assert watched.code == 0
+    done = run_cli("report", record, "--png", png)
+    assert (done.code, done.out) == (0, "")
+    assert (tmp_path / "r.html").read_text().startswith("<!")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "empty.ndjson").touch()
+    for path, told in ((tmp_path / "no.ndjson", "No such file"), ("empty.ndjson", "empty.ndjson")):
+        failed = run_cli("report", tmp_path / path)
+        assert failed.code == 3
+        assert told in failed.err
+        assert len(failed.err.splitlines()) == 1
+    unwritten = run_cli("report", record, "-o", tmp_path / "no" / "r.html")
+    assert unwritten.code == 5
+    assert len(unwritten.err.splitlines()) == 1
+
+
+def test_what_score_wrote_becomes_a_report(run_cli, media, tmp_path):
+    """NDJSON of ``score`` is a recording as well."""
+    rows = tmp_path / "rows.ndjson"
+    assert run_cli("score", media["plain"], "-f", "ndjson", "-o", rows, "-q").code == 0
+    assert run_cli("report", rows, "-o", tmp_path / "page.html").code == 0
+    assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_sub_without_a_publisher_says_so(run_cli):
+    """After --timeout without a message: one line with a question to start from, and 3."""
+    done = run_cli("sub", "tcp://127.0.0.1:1", "--timeout", "0.2")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.splitlines() == [
+        "error: no message from tcp://127.0.0.1:1: is a publisher running there?"
+    ]
+
+
+def test_watch_draws_a_table_on_a_terminal(plain_environment, tmp_path):
+    """On a terminal the streams are a table that is redrawn; standard output stays empty."""
+    here, there = pty.openpty()
+    watch = [sys.executable, "-m", "dgiqa_stream", "watch", "--publish=", "--realtime"]
+    process = subprocess.Popen(
+        [*watch, f"{PATTERN}&seconds=1"],
+        stdout=subprocess.PIPE,
+        stderr=there,
+        env={**plain_environment, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(there)
+    shown = b""
+    try:
+        while part := os.read(here, 1 << 16):
+            shown += part
+    except OSError:  # the terminal's other end is closed
+        pass
+    os.close(here)
+    assert process.communicate(timeout=20)[0] == b""
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "worst 5 %" in text
+    assert "█" in text
+    assert "pattern-clean: end of stream" in text
+    assert "Traceback" not in text
