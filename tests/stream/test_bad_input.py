@@ -146,6 +146,7 @@ class NotFound(http.server.BaseHTTPRequestHandler):
     """Answers 404 to whatever is asked."""
 
     def do_GET(self):
+        """There is nothing."""
         self.send_error(404)
 
     def log_message(self, *args):
@@ -168,7 +169,7 @@ def answering():
     [
         (["score"], "Missing argument 'PATH...'"),
         (["score", "x.mp4", "--nope"], "No such option: --nope"),
-        (["scroe"], "No such command 'scroe'"),
+        (["scores"], "No such command 'scores'"),
         (["score", "x.mp4", "-f", "xml"], "'xml'"),
         (["score", "x.mp4", "--fps", "5", "--every", "2"], "--fps and --every"),
         (["score", "x.mp4", "--fps", "0"], "sampler.frames_per_second"),
@@ -196,7 +197,7 @@ def answering():
         (["sub", "nowhere"], "'nowhere' is not tcp://HOST:PORT"),
         (["sub", "tcp://127.0.0.1:1", "--timeout", "inf"], "--timeout inf"),
         (["sub", "tcp://127.0.0.1:1", "--kind", "all"], "unknown kind 'all'"),
-        (["config", "chekc", "x.toml"], "`check FILE`"),
+        (["config", "verify", "x.toml"], "`check FILE`"),
     ],
     ids=" ".join,
 )

@@ -49,6 +49,7 @@ class GreySource:
         self._stop = threading.Event()
 
     def frames(self):
+        """As the script says."""
         index = 0
         for item in self._script:
             if self._stop.is_set():
@@ -81,6 +82,7 @@ class GreySource:
         return Frame(planes, info, "grey")
 
     def close(self):
+        """End the waiting, and the frames."""
         self._stop.set()
 
 
@@ -232,6 +234,7 @@ class FailingScorer(Scorer):
         self._left = fails_at
 
     def infer(self, batch):
+        """Fail where it is time to."""
         if self._left is not None:
             self._left -= 1
             if self._left < 0:
@@ -312,6 +315,7 @@ class FailingSink(MemorySink):
         self._left = after
 
     def send(self, message):
+        """Fail once it is full."""
         self._left -= 1
         if self._left < 0:
             raise SinkError("cannot write x: no space left")

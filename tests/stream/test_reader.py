@@ -55,6 +55,7 @@ class ScriptedSource:
         self._script, self._errors_at_end = script, errors_at_end
 
     def frames(self):
+        """As the script says."""
         for item in self._script:
             if self.closed.is_set():
                 return
@@ -69,6 +70,7 @@ class ScriptedSource:
         self.num_decode_errors += self._errors_at_end
 
     def close(self):
+        """Tell that it was closed."""
         self.closed.set()
 
 
@@ -336,6 +338,7 @@ class SlowSampler:
         self.gate = threading.Event()
 
     def wants(self, info):
+        """Wait for the gate."""
         return self.gate.wait(10)
 
 
