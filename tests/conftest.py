@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,16 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     spec.loader.exec_module(module)
     made: dict[str, Path] = module.make_media(tmp_path_factory.mktemp("media"))
     return made
+
+
+@pytest.fixture
+def missing_server() -> Callable[[str, str], None]:
+    """Skips with the install command, or fails where ``FAIL_WITHOUT_SERVERS=1`` promises them."""
+
+    def missing(program: str, package: str) -> None:
+        reason = f"{program} is not installed: apt-get install {package}"
+        if os.environ.get("FAIL_WITHOUT_SERVERS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return missing

@@ -486,14 +486,16 @@ def test_srt_without_helper_names_the_packages(monkeypatch):
         open_quickly("srt://127.0.0.1:9000?passphrase=x")
 
 
-@pytest.mark.skipif(not shutil.which("srt-live-transmit"), reason="srt-live-transmit not installed")
+@pytest.mark.servers
 @pytest.mark.parametrize("receiver", ["srt-live-transmit", "ffmpeg"])
-def test_srt_for_real(media, monkeypatch, receiver):
+def test_srt_for_real(media, monkeypatch, missing_server, receiver):
     """An encrypted SRT stream sent by srt-live-transmit is received by either helper."""
     from dgiqa_stream.sources import _helper
 
+    if not shutil.which("srt-live-transmit"):
+        missing_server("srt-live-transmit", "srt-tools")
     if receiver == "ffmpeg" and _helper._ffmpeg_with_srt() is None:
-        pytest.skip("no ffmpeg with SRT installed")
+        missing_server("ffmpeg with SRT", "ffmpeg")
     if receiver == "srt-live-transmit":
         monkeypatch.setattr(_helper, "_ffmpeg_with_srt", lambda: None)
     port, udp = free_port(), free_port(socket.SOCK_DGRAM)
