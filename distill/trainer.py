@@ -38,6 +38,7 @@ from distill.say import say
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
 _CHECKPOINT_EVERY_STEPS = 50
+_LARGEST_GRADIENT = 5.0
 _EVALUATION_BATCH = 50
 
 
@@ -208,120 +209,153 @@ def train(
     """
     if (backbone is None) == (weights is None):
         raise ValueError("training starts from a backbone or from weights: give one of them")
-    config = recipe.train
     run.mkdir(parents=True, exist_ok=True)
-    rated_pack, ladder_pack = Pack(packs / "rated"), Pack(packs / "ladders")
-    rated = RatedLoader(
-        rated_pack,
-        recipe.views,
-        batch=config.rated_batch,
-        seed=config.seed,
-        smallest_crop=config.smallest_crop,
-    )
-    ladders = LadderLoader(
-        ladder_pack,
-        recipe.views,
-        groups=config.ladder_groups,
-        levels=config.ladder_levels,
-        seed=config.seed,
-        smallest_crop=config.smallest_crop,
-    )
-    validation = [r for r in rated_pack.records if r.split == "validation"]
-    if len(validation) < 2:
-        raise ValueError(
-            f"{rated_pack.folder} holds {len(validation)} pictures for validation, 2 is the least: "
-            "raise num_validation and run `dgiqa-distill data` again"
-        )
-    mos = [float(r.mos or 0.0) for r in validation]
-    total = num_steps or config.num_epochs * rated.steps_per_epoch()
-
-    torch.manual_seed(config.seed)
-    model = Student(dropout=config.dropout)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    head = [*model.hidden.parameters(), *model.quality.parameters()]
-    is_new = not (run / CHECKPOINT).is_file()
-    if is_new and backbone is not None:
-        load_imagenet_(model.trunk, backbone)
-    elif is_new and weights is not None:
-        model.load_state_dict(load_student(weights).state_dict())
-    optimiser = torch.optim.AdamW(
-        [
-            *relative_rates(model.trunk, config.trunk_rate),
-            {"params": head, "lr": config.head_rate},
-        ],
-        weight_decay=config.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda s: learning_rate_share(s, total, config.warmup_steps)
-    )
-    first, best = 0, {"srcc": -1.0}
-    if not is_new:
-        state = torch.load(run / CHECKPOINT, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        first, best = state["step"], state["best"]
-        averaged = Averaged(model, config.ema_decay)
-        averaged.model.load_state_dict(state["averaged"])
-    else:
-        if backbone is not None:
-            fit_head_(model, rated_pack, recipe)
-        averaged = Averaged(model, config.ema_decay)
-        found = srcc(predict(model, rated_pack, validation, recipe.views), mos)
-        say(f"before the first step: validation SRCC {found:.4f}")
+    fit = _Fit(recipe, packs, run, num_steps)
+    fit.begin(backbone, weights)
     if prepare is not None:
-        prepare(model)
-        prepare(averaged.model)
+        prepare(fit.model)
+        prepare(fit.averaged.model)
+    return fit.run()
 
-    def save(step: int) -> None:
+
+class _Fit:
+    """One training run: its data, its model and optimiser, and how far it is."""
+
+    def __init__(self, recipe: Recipe, packs: Path, run: Path, num_steps: int | None) -> None:
+        self.recipe, self.config, self.folder = recipe, recipe.train, run
+        self.rated_pack, self.ladder_pack = Pack(packs / "rated"), Pack(packs / "ladders")
+        self.rated, self.ladders = self._loaders()
+        self.validation = [r for r in self.rated_pack.records if r.split == "validation"]
+        if len(self.validation) < 2:
+            raise ValueError(
+                f"{self.rated_pack.folder} holds {len(self.validation)} pictures for validation, "
+                "2 is the least: raise num_validation and run `dgiqa-distill data` again"
+            )
+        self.num_steps = num_steps or self.config.num_epochs * self.rated.steps_per_epoch()
+        self.first, self.best = 0, {"srcc": -1.0}
+
+    def _loaders(self) -> tuple[RatedLoader, LadderLoader]:
+        config, views = self.config, self.recipe.views
+        rated = RatedLoader(
+            self.rated_pack,
+            views,
+            batch=config.rated_batch,
+            seed=config.seed,
+            smallest_crop=config.smallest_crop,
+        )
+        ladders = LadderLoader(
+            self.ladder_pack,
+            views,
+            groups=config.ladder_groups,
+            levels=config.ladder_levels,
+            seed=config.seed,
+            smallest_crop=config.smallest_crop,
+        )
+        return rated, ladders
+
+    def begin(self, backbone: Path | None, weights: Path | None) -> None:
+        """Make model and optimiser: where the last checkpoint stopped, or from the start."""
+        torch.manual_seed(self.config.seed)
+        self.model = Student(dropout=self.config.dropout)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        is_new = not (self.folder / CHECKPOINT).is_file()
+        if is_new and backbone is not None:
+            load_imagenet_(self.model.trunk, backbone)
+        elif is_new and weights is not None:
+            self.model.load_state_dict(load_student(weights).state_dict())
+        head = [*self.model.hidden.parameters(), *self.model.quality.parameters()]
+        self.optimiser = torch.optim.AdamW(
+            [
+                *relative_rates(self.model.trunk, self.config.trunk_rate),
+                {"params": head, "lr": self.config.head_rate},
+            ],
+            weight_decay=self.config.weight_decay,
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser,
+            lambda s: learning_rate_share(s, self.num_steps, self.config.warmup_steps),
+        )
+        if is_new and backbone is not None:
+            fit_head_(self.model, self.rated_pack, self.recipe)
+        self.averaged = Averaged(self.model, self.config.ema_decay)
+        if is_new:
+            say(f"before the first step: validation SRCC {self.agreement(self.model):.4f}")
+        else:
+            self._restore()
+
+    def _restore(self) -> None:
+        state = torch.load(self.folder / CHECKPOINT, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.averaged.model.load_state_dict(state["averaged"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.first, self.best = state["step"], state["best"]
+
+    def _save_checkpoint(self, step: int) -> None:
         state = {
-            "model": model.state_dict(),
-            "averaged": averaged.model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "schedule": schedule.state_dict(),
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "step": step,
-            "best": best,
+            "best": self.best,
         }
-        _save(state, run / CHECKPOINT)
+        _save(state, self.folder / CHECKPOINT)
 
-    for name in ("log.csv", "validation.csv"):
-        _forget_after(run / name, first)
-    began = time.monotonic()
-    batches = read_ahead(lambda s: (rated(s), ladders(s)), first, total)
-    model.train()
-    for step, (rated_batch, ladder_batch) in enumerate(batches, first):
-        torch.manual_seed(config.seed + step)  # dropout: the same after a resume
-        losses = train_step(model, rated_batch, ladder_batch, config)
-        optimiser.zero_grad()
+    def agreement(self, model: Student) -> float:
+        """SRCC to MOS on the validation pictures, served as a user's pictures are."""
+        mos = [float(r.mos or 0.0) for r in self.validation]
+        return srcc(predict(model, self.rated_pack, self.validation, self.recipe.views), mos)
+
+    def run(self) -> dict[str, Any]:
+        """Every step that is left; the figures of the best epoch."""
+        for name in ("log.csv", "validation.csv"):
+            _forget_after(self.folder / name, self.first)
+        began = time.monotonic()
+        batches = read_ahead(lambda s: (self.rated(s), self.ladders(s)), self.first, self.num_steps)
+        self.model.train()
+        for step, (rated, ladder) in enumerate(batches, self.first):
+            losses = self._step(step, rated, ladder)
+            done = step + 1
+            if done % 10 == 0:
+                values = {name: loss.item() for name, loss in losses.items()}
+                _log(self.folder / "log.csv", {"step": done, **values})
+                pace = (time.monotonic() - began) / (done - self.first)
+                say(f"step {done}/{self.num_steps}  loss {values['loss']:.4f}  {pace:.2f} s a step")
+            is_last = done == self.num_steps
+            if done % self.rated.steps_per_epoch() == 0 or is_last:
+                self._validate(done)
+            if done % _CHECKPOINT_EVERY_STEPS == 0 or is_last:
+                self._save_checkpoint(done)
+        return self.best
+
+    def _step(self, step: int, rated: RatedBatch, ladder: LadderBatch) -> dict[str, Tensor]:
+        torch.manual_seed(self.config.seed + step)  # dropout: the same after a resume
+        losses = train_step(self.model, rated, ladder, self.config)
+        self.optimiser.zero_grad()
         losses["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), _LARGEST_GRADIENT)
         if not (torch.isfinite(losses["loss"]) and torch.isfinite(norm)):
             raise FloatingPointError(
                 f"the loss became {losses['loss'].item()} and its gradient {norm.item()} at step "
                 f"{step}: lower trunk_rate or head_rate and train in another --run folder (a "
                 "checkpoint keeps the rates it began with)"
             )
-        optimiser.step()
-        schedule.step()
-        averaged.update(model, step)
-        done = step + 1
-        if done % 10 == 0:
-            _log(run / "log.csv", {"step": done, **{k: v.item() for k, v in losses.items()}})
-            pace = (time.monotonic() - began) / (done - first)
-            say(f"step {done}/{total}  loss {losses['loss']:.4f}  {pace:.2f} s a step")
-        if done % rated.steps_per_epoch() == 0 or done == total:
-            found = srcc(predict(averaged.model, rated_pack, validation, recipe.views), mos)
-            order = ladder_order(averaged.model, ladder_pack, recipe.views)
-            _log(run / "validation.csv", {"step": done, "srcc": found, **order})
-            ladder_share = f"{np.mean(list(order.values())):.4f}" if order else "none"
-            say(f"step {done}: validation SRCC {found:.4f}, ladders {ladder_share}")
-            rank = found if math.isfinite(found) else -1.0  # not a number where all scores are one
-            if rank >= best["srcc"]:
-                best = {"srcc": rank, "step": done, **order}
-                _save(averaged.model.state_dict(), run / BEST)
-        if done % _CHECKPOINT_EVERY_STEPS == 0 or done == total:
-            save(done)
-    return best
+        self.optimiser.step()
+        self.schedule.step()
+        self.averaged.update(self.model, step)
+        return losses
+
+    def _validate(self, done: int) -> None:
+        found = self.agreement(self.averaged.model)
+        order = ladder_order(self.averaged.model, self.ladder_pack, self.recipe.views)
+        _log(self.folder / "validation.csv", {"step": done, "srcc": found, **order})
+        ladder_share = f"{np.mean(list(order.values())):.4f}" if order else "none"
+        say(f"step {done}: validation SRCC {found:.4f}, ladders {ladder_share}")
+        rank = found if math.isfinite(found) else -1.0  # not a number where all scores are one
+        if rank >= self.best["srcc"]:
+            self.best = {"srcc": rank, "step": done, **order}
+            _save(self.averaged.model.state_dict(), self.folder / BEST)
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
