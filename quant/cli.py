@@ -30,6 +30,9 @@ def export(
     recipe: Annotated[Path, typer.Option(help="The recipe it was trained by.")],
     output: Output,
     version: Annotated[str, typer.Option(help="Version of the model.")],
+    snap_weights: Annotated[
+        bool, typer.Option("--snap-weights", help="Weights of a `qat` run, on INT8's grid.")
+    ] = False,
 ) -> None:
     """Write the float model as ONNX with its manifest."""
     import msgspec
@@ -38,10 +41,13 @@ def export(
     from distill.models.student import INPUT_MEAN, INPUT_STD, Deployed, load_student
     from distill.recipe import load_recipe
     from quant.export_onnx import export_graph, write_model
+    from quant.qat import snap_weights_
 
     settings = load_recipe(recipe)
     student = load_student(weights)
     deployed = Deployed(student)
+    if snap_weights:
+        snap_weights_(deployed)
     step = {"step": "train", "recipe": msgspec.to_builtins(settings)}
     manifest = write_model(
         export_graph(deployed, settings.views),
@@ -53,7 +59,14 @@ def export(
         normalisation=(INPUT_MEAN, INPUT_STD),
         num_parameters=sum(p.numel() for p in deployed.parameters()),
         made_by=command_line(),
-        history=[step, {"step": "export", "torch": str(torch.__version__)}],
+        history=[
+            step,
+            {
+                "step": "export",
+                "snap_weights": snap_weights,
+                "torch": str(torch.__version__),
+            },
+        ],
     )
     say(f"{output.name}: {manifest.num_parameters} parameters, {manifest.size_bytes} bytes")
 
@@ -168,6 +181,59 @@ def int8(
         calibration=manifest.calibration,
     )
     say(f"{output.name}: {made.size_bytes} bytes of {manifest.size_bytes} in {manifest.precision}")
+
+
+@app.command()
+def refit(
+    model: Annotated[Path, typer.Argument(help="The float .onnx.")],
+    quantised: Annotated[Path, typer.Argument(help="The INT8 .onnx made from it.")],
+    *,
+    config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
+    packs: Annotated[Path, typer.Option(help="Packs to fit on (dgiqa-distill data).")],
+) -> None:
+    """Fit one head to the features of both precisions; rewrites both files and manifests."""
+    import msgspec
+    import numpy as np
+    import onnx
+
+    from dgiqa_stream.manifest import load_model
+    from distill.data.packed import Pack
+    from quant.calibration import views_batch
+    from quant.export_onnx import write_model
+    from quant.head import refit_graphs_
+    from quant.ptq import load_int8_config
+
+    settings = load_int8_config(config).head
+    sources = [load_model(model), load_model(quantised)]
+    views = sources[0].manifest.preprocess.views
+    rng = np.random.default_rng(settings.seed)
+    batches, mos = [], []
+    for name, number in (("rated", settings.num_rated), ("ladders", settings.num_degraded)):
+        pack = Pack(packs / name)
+        records = [r for r in pack.records if r.split == "train"]
+        for i in rng.permutation(len(records))[:number]:
+            batches.append(views_batch(pack.planes(records[i]), views))
+            mos.append(np.nan if records[i].mos is None else records[i].mos)
+    graphs = [onnx.load(s.path) for s in sources]
+    refit_graphs_(graphs[0], graphs[1], batches, np.array(mos, np.float32), settings)
+    step = {"step": "refit", "settings": msgspec.to_builtins(settings)}
+    for graph, source in zip(graphs, sources, strict=True):
+        was = source.manifest
+        write_model(
+            graph,
+            source.path,
+            name=was.id,
+            version=was.version,
+            precision=was.precision,
+            views=views,
+            normalisation=(was.preprocess.mean, was.preprocess.std),
+            num_parameters=was.num_parameters,
+            made_by=command_line(),
+            history=[*was.history, step],
+            mapping=was.output.mapping,
+            calibration=was.calibration,
+        )
+    say(f"{model.name} and {quantised.name}: one head, fitted on {len(batches)} pictures")
 
 
 def main() -> None:

@@ -28,23 +28,25 @@ def correct_head_(
 
     Both graphs end by two Gemm nodes and a Sigmoid; their head is in float.
     """
-    hidden, quality = _head(quantised)
-    wanted_hidden, wanted_quality = _head(reference)
-    features = _outputs(quantised, hidden.input[0], calibration)  # (N, F)
-    wanted = _outputs(reference, wanted_hidden.input[0], calibration)  # (N, F)
-    slope, offset = _lines(features, wanted)  # (F,), (F,)
-    weight = _constant(quantised, hidden.input[1])  # (64, F): Gemm with transB
-    bias = _constant(quantised, hidden.input[2])
-    _replace(quantised, hidden.input[2], bias + weight @ offset)
-    _replace(quantised, hidden.input[1], weight * slope)
-    logits = _outputs(quantised, quality.output[0], calibration)  # (N, 1)
-    wanted_logits = _outputs(reference, wanted_quality.output[0], calibration)
-    slope, offset = _lines(logits, wanted_logits)  # (1,), (1,)
-    _replace(quantised, quality.input[1], _constant(quantised, quality.input[1]) * slope)
-    _replace(quantised, quality.input[2], _constant(quantised, quality.input[2]) * slope + offset)
+    hidden, quality = head_nodes(quantised)
+    wanted_hidden, wanted_quality = head_nodes(reference)
+    features = outputs_of(quantised, hidden.input[0], calibration)  # (N, F)
+    wanted = outputs_of(reference, wanted_hidden.input[0], calibration)  # (N, F)
+    slope, offset = regression_lines(features, wanted)  # (F,), (F,)
+    weight = constant_of(quantised, hidden.input[1])  # (64, F): Gemm with transB
+    bias = constant_of(quantised, hidden.input[2])
+    replace_constant(quantised, hidden.input[2], bias + weight @ offset)
+    replace_constant(quantised, hidden.input[1], weight * slope)
+    logits = outputs_of(quantised, quality.output[0], calibration)  # (N, 1)
+    wanted_logits = outputs_of(reference, wanted_quality.output[0], calibration)
+    slope, offset = regression_lines(logits, wanted_logits)  # (1,), (1,)
+    replace_constant(quantised, quality.input[1], constant_of(quantised, quality.input[1]) * slope)
+    replace_constant(
+        quantised, quality.input[2], constant_of(quantised, quality.input[2]) * slope + offset
+    )
 
 
-def _lines(
+def regression_lines(
     found: NDArray[np.float64], wanted: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Slope and offset of the least-squares line of each column, (F,) each."""
@@ -58,14 +60,15 @@ def _lines(
     return slope, wanted_mean - slope * mean
 
 
-def _head(graph: onnx.ModelProto) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+def head_nodes(graph: onnx.ModelProto) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+    """The two Gemm nodes that a student's graph ends by; ``ValueError`` for another graph."""
     gemms = [n for n in graph.graph.node if n.op_type == "Gemm"]
     if len(gemms) != 2 or graph.graph.node[-1].op_type != "Sigmoid":
         raise ValueError(f"the graph ends by {len(gemms)} Gemm nodes; two and a Sigmoid are known")
     return gemms[0], gemms[1]
 
 
-def _outputs(
+def outputs_of(
     graph: onnx.ModelProto, tensor: str, calibration: Sequence[Views]
 ) -> NDArray[np.float64]:
     """A tensor of the graph for each calibration batch, (N, ...)."""
@@ -84,11 +87,13 @@ def _outputs(
     return np.concatenate(found).astype(np.float64)
 
 
-def _constant(graph: onnx.ModelProto, name: str) -> NDArray[np.float64]:
+def constant_of(graph: onnx.ModelProto, name: str) -> NDArray[np.float64]:
+    """An initialiser's values."""
     stored = next(t for t in graph.graph.initializer if t.name == name)
     return numpy_helper.to_array(stored).astype(np.float64)
 
 
-def _replace(graph: onnx.ModelProto, name: str, values: NDArray[np.float64]) -> None:
+def replace_constant(graph: onnx.ModelProto, name: str, values: NDArray[np.float64]) -> None:
+    """Give an initialiser other values, as float32."""
     stored = next(t for t in graph.graph.initializer if t.name == name)
     stored.CopyFrom(numpy_helper.from_array(values.astype(np.float32), name))

@@ -30,6 +30,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from dgiqa_stream.errors import ConfigError
 from quant.calibration import CalibrationConfig, Views
 from quant.correction import correct_head_
+from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
 
 _METHODS = {
@@ -61,6 +62,7 @@ class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration: CalibrationConfig = CalibrationConfig()
     qat: QatConfig = QatConfig()
     quantize: Int8StaticConfig = Int8StaticConfig()
+    head: HeadConfig = HeadConfig()
 
 
 def load_int8_config(path: Path) -> Int8Recipe:

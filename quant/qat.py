@@ -56,12 +56,29 @@ class FakeQuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Like the convolution, with its ReLU where it has one."""
-        limit = self.weight.detach().abs().amax((1, 2, 3), keepdim=True)
-        scale = (limit / _WEIGHT_LEVELS).clamp_min(_SMALLEST_SCALE)
-        steps = (self.weight.detach() / scale).round()
-        weight = self.weight + (steps * scale - self.weight.detach())  # gradients as if unrounded
+        unrounded = self.weight.detach()
+        weight = self.weight + (on_grid(unrounded) - unrounded)  # gradients as if unrounded
         y = self._conv_forward(x, weight, self.bias)
         return rounded(F.relu(y) if self.has_relu else y, self.low, self.high)
+
+
+def on_grid(weight: Tensor) -> Tensor:
+    """Weights (C, ...) at the nearest of INT8's steps, one scale for each output channel."""
+    limit = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
+    scale = (limit / _WEIGHT_LEVELS).clamp_min(_SMALLEST_SCALE)
+    return (weight / scale).round() * scale
+
+
+def snap_weights_(model: nn.Module) -> None:
+    """Put the weights of every convolution on INT8's grid.
+
+    A model trained with the rounding in place has biases that expect rounded weights; with the
+    weights on the grid the float model is the one that was trained, and INT8 shares its weights.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(on_grid(module.weight))
 
 
 class _Rounding(torch.autograd.Function):
