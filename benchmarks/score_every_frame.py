@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dgiqa_stream.versions import package_version
+
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "score_every_frame.json"
 DEMO_CLIP = HERE.parent / "demo" / "room.mp4"
@@ -145,7 +147,7 @@ def main() -> None:
         models = arguments.model or ["student"]
         found = measure(clip, arguments.seconds, arguments.rounds, models)
     words = [Path(w).name if w.startswith("/") else w for w in sys.argv[1:]]
-    packages = ("dgiqa-stream", "av", "onnxruntime", "opencv-python-headless", "numpy")
+    packages = ("av", "onnxruntime", "opencv-python-headless", "numpy")
     result = {
         "command": " ".join(["python benchmarks/score_every_frame.py", *words]),
         "date": time.strftime("%Y-%m-%d"),
@@ -155,7 +157,10 @@ def main() -> None:
             "system": platform.platform(),
             "python": platform.python_version(),
         },
-        "packages": {name: version(name) for name in packages},
+        "packages": {
+            "dgiqa-stream": package_version(),
+            **{name: version(name) for name in packages},
+        },
         **found,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

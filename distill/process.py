@@ -28,7 +28,9 @@ def keep_freed_memory() -> None:
 
 def command_line() -> str:
     """This command, with folders reduced to their names: a result must not carry machine paths."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program = Path(sys.argv[0])
+    name = f"dgiqa-{program.parent.name}" if program.name == "cli.py" else program.name
+    words = [name, *sys.argv[1:]]
     return shlex.join(_without_folders(word) for word in words)
 
 
