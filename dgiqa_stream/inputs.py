@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgiqa_stream.errors import SourceUnsupported
+from dgiqa_stream.errors import ConfigError, SourceUnsupported
 from dgiqa_stream.urls import path_of, scheme_of
 
 STILL_SUFFIXES = frozenset(
@@ -107,3 +107,14 @@ def _media_in(folder: Path) -> list[str]:
         for p in folder.rglob("*")
         if p.suffix.lower() in STILL_SUFFIXES | VIDEO_SUFFIXES and p.is_file()
     )
+
+
+def refuse_overwriting(output: str, inputs: list[str]) -> None:
+    """Raise :class:`ConfigError` where the output is one of the inputs: writing would empty it."""
+    target = Path(output)
+    if output == "-" or not target.exists():
+        return
+    for path in inputs:
+        source = path_of(path)
+        if scheme_of(path) == "file" and source.exists() and source.samefile(target):
+            raise ConfigError(f"-o {output} is the input {path}: choose another name")

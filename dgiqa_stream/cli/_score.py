@@ -91,11 +91,12 @@ def _run(
 ) -> int:
     """Score everything and return the exit code."""
     from dgiqa_stream.cli._rows import InputResult, open_output
-    from dgiqa_stream.inputs import expand
+    from dgiqa_stream.inputs import expand, refuse_overwriting
     from dgiqa_stream.scorer import scorer_of
     from dgiqa_stream.urls import redact, scheme_of
 
     inputs = expand(paths)
+    refuse_overwriting(output, inputs)
     results: list[InputResult] = []
     codes: set[int] = set()
     with scorer_of(settings.model) as scorer, _progress(quiet) as progress:

@@ -301,3 +301,14 @@ def test_a_terminal_as_standard_input_is_refused(run_cli):
         pytest.skip("needs `script` to make a terminal")
     command = ["script", "-qec", f"{' '.join(PYTHON)} score - -q", "/dev/null"]
     assert "standard input is a terminal" in run_cli(command=command, timeout_seconds=30).out
+
+
+def test_an_input_is_never_overwritten(run_cli, media, tmp_path):
+    """``-o`` naming an input is a usage error, and the input stays whole."""
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(next(p for p in media.values() if p.suffix == ".mp4").read_bytes())
+    before = clip.read_bytes()
+    done = run_cli("score", str(clip), "-o", str(clip))
+    assert done.code == 2
+    assert "choose another name" in done.err
+    assert clip.read_bytes() == before
