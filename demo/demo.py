@@ -38,14 +38,19 @@ class Sender:
         """Start sending."""
         command = [sys.executable, str(HERE / "sender.py"), url]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self.damage = "none"
+        self._changes: list[tuple[float, str]] = []
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.damage = json.loads(line)["damage"]
+            told = json.loads(line)
+            self._changes.append((told["seconds"], told["damage"]))
+
+    def damage_at(self, seconds: float) -> str:
+        """What was done to the picture at a time of the broadcast."""
+        return next((d for at, d in reversed(self._changes) if at <= seconds), "none")
 
 
 def row(message: WindowMessage, frame: FrameMessage | None, damage: str) -> str:
@@ -78,7 +83,8 @@ def follow(
         if isinstance(message, FrameMessage):
             frame = message
         elif isinstance(message, WindowMessage) and message.window.len_s == 1.0:
-            print(row(message, frame, sender.damage), flush=True)
+            damage = sender.damage_at((message.window.t0 + message.window.t1) / 2)
+            print(row(message, frame, damage), flush=True)
         elif isinstance(message, StatusMessage) and message.state != state:
             state = message.state
             print(f"          stream is {state}", flush=True)

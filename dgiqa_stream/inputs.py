@@ -110,11 +110,13 @@ def _media_in(folder: Path) -> list[str]:
 
 
 def refuse_overwriting(output: str, inputs: list[str]) -> None:
-    """Raise :class:`ConfigError` where the output is one of the inputs: writing would empty it."""
-    target = Path(output)
-    if output == "-" or not target.exists():
+    """Raise :class:`ConfigError` where the output is one of the inputs: writing would destroy it.
+
+    ``inputs`` may be URLs; ``-`` and an empty output write no file.
+    """
+    if output in ("", "-"):
         return
+    target = Path(output).resolve()
     for path in inputs:
-        source = path_of(path)
-        if scheme_of(path) == "file" and source.exists() and source.samefile(target):
-            raise ConfigError(f"-o {output} is the input {path}: choose another name")
+        if scheme_of(path) == "file" and path_of(path).resolve() == target:
+            raise ConfigError(f"output {output} is the input {path}: choose another name")

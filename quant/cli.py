@@ -27,7 +27,9 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to 
 def export(
     weights: Annotated[Path, typer.Argument(help="best.pt of a training run.")],
     *,
-    recipe: Annotated[Path, typer.Option(help="The recipe it was trained by.")],
+    recipe: Annotated[
+        list[Path], typer.Option(help="The recipes it was trained by, oldest first.")
+    ],
     output: Output,
     version: Annotated[str, typer.Option(help="Version of the model.")],
     snap_weights: Annotated[
@@ -43,12 +45,13 @@ def export(
     from quant.export_onnx import export_graph, write_model
     from quant.qat import snap_weights_
 
-    settings = load_recipe(recipe)
+    recipes = [load_recipe(path) for path in recipe]
+    settings = recipes[-1]
     student = load_student(weights)
     deployed = Deployed(student)
     if snap_weights:
         snap_weights_(deployed)
-    step = {"step": "train", "recipe": msgspec.to_builtins(settings)}
+    trained = [{"step": "train", "recipe": msgspec.to_builtins(r)} for r in recipes]
     manifest = write_model(
         export_graph(deployed, settings.views),
         output,
@@ -60,7 +63,7 @@ def export(
         num_parameters=sum(p.numel() for p in deployed.parameters()),
         made_by=command_line(),
         history=[
-            step,
+            *trained,
             {
                 "step": "export",
                 "snap_weights": snap_weights,

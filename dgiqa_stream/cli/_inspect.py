@@ -24,11 +24,14 @@ def report(
 ) -> None:
     """Make a self-contained HTML report of a recording of ``watch`` or ``score``."""
     shared.set_up_logging(log_level)
+    from dgiqa_stream.inputs import refuse_overwriting
     from dgiqa_stream.recording import read_recording
     from dgiqa_stream.report import write_html, write_png
 
-    read = read_recording(recording)
     html = output or recording.with_suffix(".html")
+    for path in (html, *([png] if png else [])):
+        refuse_overwriting(str(path), [str(recording)])
+    read = read_recording(recording)
     write_html(read, html)
     shared.say(f"report: {html}")
     if png is not None:

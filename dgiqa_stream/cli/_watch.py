@@ -154,10 +154,15 @@ def _watch(entries: list[StreamEntry], settings: StreamConfig, *, quiet: bool) -
     """Watch every stream in a thread of its own until all end; return the exit code."""
     import msgspec
 
+    from dgiqa_stream.inputs import refuse_overwriting
     from dgiqa_stream.pipeline import Monitor
     from dgiqa_stream.scorer import scorer_of
     from dgiqa_stream.wire import new_id
 
+    output = settings.output
+    outputs = [path for path in (output.ndjson, output.csv, output.report) if path not in ("", "-")]
+    for number, path in enumerate(outputs):
+        refuse_overwriting(path, [*(e.url for e in entries), *outputs[:number]])
     if settings.output.report:
         from dgiqa_stream.report import require_matplotlib
 

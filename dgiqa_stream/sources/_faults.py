@@ -88,7 +88,7 @@ def source_error(exc: BaseException, url: str, *, waited_seconds: float) -> Sour
     for name, kind, advice in _BY_CLASS:
         if isinstance(exc, getattr(av.error, name)):
             if name == "InvalidDataError" and _looks_encrypted(url):
-                advice = "is encrypted; give its key as source.options.decryption_key"
+                advice = "is encrypted; give its key by --stream-option decryption_key=HEX"
             return kind(f"{shown}: {advice}")
     unknown = _unknown_host(url)
     if unknown:

@@ -254,7 +254,7 @@ class PyavSource:
         self._damaged = self._damaged or packet.is_corrupt
         if packet.has_sidedata("encryption_info"):
             raise SourceUnsupported(
-                f"{self._shown}: is encrypted; give its key as source.options.decryption_key"
+                f"{self._shown}: is encrypted; give its key by --stream-option decryption_key=HEX"
             )
 
     def _count_error(self, exc: BaseException) -> None:

@@ -312,3 +312,16 @@ def test_an_input_is_never_overwritten(run_cli, media, tmp_path):
     assert done.code == 2
     assert "choose another name" in done.err
     assert clip.read_bytes() == before
+
+
+def test_watch_and_report_overwrite_no_input(run_cli, media, tmp_path):
+    """A recording onto the watched file, and a report onto its recording, are usage errors."""
+    clip, recording = tmp_path / "clip.mp4", tmp_path / "day.ndjson"
+    clip.write_bytes(next(p for p in media.values() if p.suffix == ".mp4").read_bytes())
+    recording.write_text("{}")
+    before = clip.read_bytes()
+    watched = run_cli("watch", str(clip), "--ndjson", str(clip), "--publish", "")
+    reported = run_cli("report", str(recording), "-o", str(recording))
+    assert (watched.code, reported.code) == (2, 2)
+    assert clip.read_bytes() == before
+    assert recording.read_text() == "{}"
