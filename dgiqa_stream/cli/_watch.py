@@ -226,9 +226,11 @@ def _run_all(
         except BaseException as exc:  # noqa: BLE001 - told when all have ended
             crashed.append(exc)
 
-    stopping = threading.Event()
+    # Not an Event: a handler runs in this thread, and set() would wait for the lock that wait()
+    # holds in the very same thread.
+    received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda number, _: received.append(number))
     threads = [
         threading.Thread(target=work, args=(m,), name=f"monitor {m.stream}", daemon=True)
         for m in monitors
@@ -236,15 +238,15 @@ def _run_all(
     for thread in threads:
         thread.start()
     with table or contextlib.nullcontext():
-        while any(thread.is_alive() for thread in threads) and not stopping.is_set():
-            stopping.wait(_POLL_SECONDS)
+        while any(thread.is_alive() for thread in threads) and not received:
+            time.sleep(_POLL_SECONDS)
             if table is not None:
                 table.refresh()
         for monitor in monitors:
             monitor.stop()
         deadline = time.monotonic() + _LEAVE_SECONDS
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()) if stopping.is_set() else None)
+            thread.join(max(0.0, deadline - time.monotonic()) if received else None)
     return results, crashed
 
 
