@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -256,10 +256,3 @@ class WindowScore:
     def score(self) -> float | None:
         """The headline value."""
         return self.pool.get(self.headline)
-
-
-def as_plain(value: Any) -> Any:
-    """Fractions as ``[numerator, denominator]``, everything else unchanged; for messages."""
-    if isinstance(value, Fraction):
-        return [value.numerator, value.denominator]
-    return value
