@@ -142,7 +142,7 @@ def int8(
     from dgiqa_stream.manifest import load_model
     from distill.data.packed import Pack
     from quant.calibration import calibration_set
-    from quant.export_onnx import write_model
+    from quant.export_onnx import write_successor
     from quant.ptq import load_int8_config, quantize_onnx
     from quant.qat import load_ranges
 
@@ -164,24 +164,14 @@ def int8(
         "from_sha256": manifest.sha256,
         "onnxruntime": onnxruntime.__version__,
     }
-    made = write_model(
-        quantize_onnx(
-            onnx.load(source.path),
-            settings.quantize,
-            calibration,
-            ranges=load_ranges(ranges) if ranges else None,
-        ),
-        output,
-        name=manifest.id,
-        version=manifest.version,
-        precision="int8",
-        views=views,
-        normalisation=(manifest.preprocess.mean, manifest.preprocess.std),
-        num_parameters=manifest.num_parameters,
-        made_by=command_line(),
-        history=[*manifest.history, step],
-        mapping=manifest.output.mapping,
-        calibration=manifest.calibration,
+    quantised = quantize_onnx(
+        onnx.load(source.path),
+        settings.quantize,
+        calibration,
+        ranges=load_ranges(ranges) if ranges else None,
+    )
+    made = write_successor(
+        quantised, output, manifest, step=step, made_by=command_line(), precision="int8"
     )
     say(f"{output.name}: {made.size_bytes} bytes of {manifest.size_bytes} in {manifest.precision}")
 
@@ -202,7 +192,7 @@ def refit(
     from dgiqa_stream.manifest import load_model
     from distill.data.packed import Pack
     from quant.calibration import views_batch
-    from quant.export_onnx import write_model
+    from quant.export_onnx import write_successor
     from quant.head import refit_graphs_
     from quant.ptq import load_int8_config
 
@@ -221,21 +211,7 @@ def refit(
     refit_graphs_(graphs[0], graphs[1], batches, np.array(mos, np.float32), settings)
     step = {"step": "refit", "settings": msgspec.to_builtins(settings)}
     for graph, source in zip(graphs, sources, strict=True):
-        was = source.manifest
-        write_model(
-            graph,
-            source.path,
-            name=was.id,
-            version=was.version,
-            precision=was.precision,
-            views=views,
-            normalisation=(was.preprocess.mean, was.preprocess.std),
-            num_parameters=was.num_parameters,
-            made_by=command_line(),
-            history=[*was.history, step],
-            mapping=was.output.mapping,
-            calibration=was.calibration,
-        )
+        write_successor(graph, source.path, source.manifest, step=step, made_by=command_line())
     say(f"{model.name} and {quantised.name}: one head, fitted on {len(batches)} pictures")
 
 

@@ -125,3 +125,29 @@ def write_model(
         part.write_bytes(data)
         part.replace(target)
     return manifest
+
+
+def write_successor(
+    graph: onnx.ModelProto,
+    path: Path,
+    was: ModelManifest,
+    *,
+    step: dict[str, Any],
+    made_by: str,
+    precision: str | None = None,
+) -> ModelManifest:
+    """Write what one more step made of a model: all else in its manifest stays true."""
+    return write_model(
+        graph,
+        path,
+        name=was.id,
+        version=was.version,
+        precision=precision or was.precision,
+        views=was.preprocess.views,
+        normalisation=(was.preprocess.mean, was.preprocess.std),
+        num_parameters=was.num_parameters,
+        made_by=made_by,
+        history=[*was.history, step],
+        mapping=was.output.mapping,
+        calibration=was.calibration,
+    )
