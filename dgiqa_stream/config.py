@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import inspect
 
 from dgiqa_stream.errors import ConfigError
 from dgiqa_stream.types import Crop
+from dgiqa_stream.urls import redact_text
 
 # Every bound is finite: infinity would pass `> 0` and break arithmetic far from the setting.
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
@@ -196,7 +199,7 @@ def parse_config(values: dict[str, Any]) -> StreamConfig:
     try:
         return msgspec.convert(values, StreamConfig)
     except msgspec.ValidationError as exc:
-        raise ConfigError(str(exc).replace("`$.", "`")) from exc
+        raise ConfigError(_refusal(exc, values)) from exc
 
 
 def _refuse_unknown(values: Any, struct: type[msgspec.Struct], prefix: str) -> None:
@@ -216,3 +219,58 @@ def _refuse_unknown(values: Any, struct: type[msgspec.Struct], prefix: str) -> N
         elif key == "stream" and isinstance(value, list):
             for number, entry in enumerate(value):
                 _refuse_unknown(entry, StreamEntry, f"{prefix}stream[{number}].")
+
+
+def _refusal(exc: msgspec.ValidationError, values: dict[str, Any]) -> str:
+    """Key, value and rule, from msgspec's reason and the place that it names."""
+    reason, _, place = str(exc).partition(" - at `$.")
+    key = place.rstrip("`")
+    if isinstance(exc.__cause__, ValueError):  # of a __post_init__, which begins with the field
+        return f"{key}.{exc.__cause__}"
+    if missing := re.search("missing required field `(.*)`", reason):
+        return f"{key} has no {missing[1]}: give it one"
+    if key.endswith("[...]"):
+        return f"{key.removesuffix('[...]')} holds a value that is no text: put it in quotes"
+    value: Any = values
+    kind: inspect.Type = inspect.type_info(StreamConfig)
+    for step in re.findall(r"[^.\[\]]+", key):  # of `stream[0].id`: stream, 0, id
+        value = value[int(step) if isinstance(value, list | tuple) else step]
+        kind = _inner(kind, step)
+    rule = _rule(kind)
+    shown = f"{value:g}" if isinstance(value, float) else redact_text(str(value))
+    told = "" if rule.endswith("table") else f" = {shown}"  # which may hold secrets
+    return f"{key}{told} is refused: give {rule}"
+
+
+def _inner(kind: inspect.Type, step: str) -> inspect.Type:
+    """The type of a field, or of the items of a list."""
+    if isinstance(kind, inspect.StructType):
+        return next(field.type for field in kind.fields if field.encode_name == step)
+    return kind.item_type if isinstance(kind, inspect.VarTupleType) else kind
+
+
+def _rule(kind: inspect.Type) -> str:
+    """What a setting of this type may be, in words."""
+    match kind:
+        case inspect.FloatType():
+            return f"a number{_bounds(kind)}"
+        case inspect.IntType():
+            return f"a whole number{_bounds(kind)}"
+        case inspect.LiteralType():
+            return f"one of {', '.join(map(str, kind.values))}"
+        case inspect.StrType():
+            return "text" + (f" that matches {kind.pattern}" if kind.pattern else "")
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.VarTupleType():
+            most = f" of at most {kind.max_length}" if kind.max_length else ""
+            return f"a list{most}, each {_rule(kind.item_type)}"
+        case inspect.UnionType():  # with None, which no file can say
+            return _rule(kind.types[0])
+    return "a table"
+
+
+def _bounds(kind: inspect.FloatType | inspect.IntType) -> str:
+    words = (("above", kind.gt), ("at least", kind.ge), ("at most", kind.le))
+    found = " and ".join(f"{word} {bound:,.12g}" for word, bound in words if bound is not None)
+    return f" {found}" if found else ""

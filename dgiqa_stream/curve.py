@@ -67,17 +67,18 @@ def make_keys(folder: Path, name: str) -> Path:
 
 def load_server_keys(folder: Path) -> ServerKeys:
     """A publisher's keys; raises :class:`ConfigError` naming the file that is missing or wrong."""
-    public, secret = _load_pair(folder / "server.key_secret")
+    key = "publish.curve_dir"
+    public, secret = _load_pair(folder / "server.key_secret", key)
     others = [path for path in sorted(folder.glob("*.key")) if path.name != "server.key"]
     if not others:
         raise ConfigError(f"{folder} holds no client's *.key: copy each allowed client's there")
-    return ServerKeys(public, secret, frozenset(_load_public(path) for path in others))
+    return ServerKeys(public, secret, frozenset(_load(path, key)[0] for path in others))
 
 
 def load_client_keys(folder: Path) -> ClientKeys:
     """A subscriber's keys; raises :class:`ConfigError` naming the file that is missing or wrong."""
-    public, secret = _load_pair(folder / "client.key_secret")
-    return ClientKeys(public, secret, _load_public(folder / "server.key"))
+    public, secret = _load_pair(folder / "client.key_secret", "curve_dir")
+    return ClientKeys(public, secret, _load(folder / "server.key", "curve_dir")[0])
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
@@ -144,27 +145,23 @@ class ClientGate:
         return [*route, b"1.0", request, status, text, b"", b""]
 
 
-def _load_pair(path: Path) -> tuple[bytes, bytes]:
-    public, secret = _load(path)
+def _load_pair(path: Path, key: str) -> tuple[bytes, bytes]:
+    public, secret = _load(path, key)
     if secret is None:
         raise ConfigError(f"{path} holds no secret key: make a pair again")
     return public, secret
 
 
-def _load_public(path: Path) -> bytes:
-    return _load(path)[0]
-
-
-def _load(path: Path) -> tuple[bytes, bytes | None]:
+def _load(path: Path, key: str) -> tuple[bytes, bytes | None]:
+    """A public key and, where the file has it, the secret one; ``key`` is the setting to name."""
     from zmq.auth import load_certificate
 
     try:
         public, secret = load_certificate(path)
     except (OSError, ValueError) as exc:
         raise ConfigError(
-            f"curve_dir: no CURVE key in {path}: copy it there, or make a pair with "
-            "`dgiqa-stream keys`"
+            f"{key}: no CURVE key in {path}: copy it there, or make a pair with `dgiqa-stream keys`"
         ) from exc
-    if any(key is not None and len(key) != 40 for key in (public, secret)):
-        raise ConfigError(f"curve_dir: {path} holds a damaged key: a key has 40 characters")
+    if any(part is not None and len(part) != 40 for part in (public, secret)):
+        raise ConfigError(f"{key}: {path} holds a damaged key: a key has 40 characters")
     return public, secret

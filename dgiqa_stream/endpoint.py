@@ -55,33 +55,32 @@ def parse_endpoint(text: str, *, role: Role) -> Endpoint:
     """
     prefix, mark, address = text.partition(":")
     binds = role == "pub"
+    shown = f"publish.endpoint {text!r}" if binds else f"endpoint {text!r}"
     if mark and "+" in prefix:
-        binds = _binds(text, prefix, role)
+        binds = _binds(shown, prefix, role)
     else:
         address = text
     scheme, _, place = address.partition("://")
     if scheme == "tcp":
-        _check_tcp(text, place, binds)
+        _check_tcp(shown, place, binds)
     elif scheme != "ipc" or not place or place.startswith("@") or (place == "*" and not binds):
-        raise ConfigError(f"endpoint {text!r} is not {_GRAMMAR.format(role=role)}")
+        raise ConfigError(f"{shown} is not {_GRAMMAR.format(role=role)}")
     return Endpoint(address, binds)
 
 
-def _binds(text: str, prefix: str, role: Role) -> bool:
+def _binds(shown: str, prefix: str, role: Role) -> bool:
     spoken, _, verb = prefix.partition("+")
     if spoken != role or verb not in ("bind", "connect"):
-        raise ConfigError(
-            f"endpoint {text!r}: {prefix}: is not one of {role}+bind:, {role}+connect: here"
-        )
+        raise ConfigError(f"{shown}: {prefix}: is not one of {role}+bind:, {role}+connect: here")
     return verb == "bind"
 
 
-def _check_tcp(text: str, place: str, binds: bool) -> None:
+def _check_tcp(shown: str, place: str, binds: bool) -> None:
     host, _, port = place.rpartition(":")
     if not host or (host == "*" and not binds):
-        raise ConfigError(f"endpoint {text!r} is not tcp://HOST:PORT: the host is missing")
+        raise ConfigError(f"{shown} is not tcp://HOST:PORT: the host is missing")
     if port == "*" and binds:
         return
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         free = ", or * for a free one" if binds else ""
-        raise ConfigError(f"endpoint {text!r}: port {port!r} is not 1 to 65535{free}")
+        raise ConfigError(f"{shown}: port {port!r} is not 1 to 65535{free}")

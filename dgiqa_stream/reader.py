@@ -88,7 +88,7 @@ class ReadAhead:
             if frame is None and self._source is None and time.monotonic() > deadline:
                 raise SourceUnavailable(
                     f"the source did not open within {self._open_timeout_seconds:g} s: check the "
-                    "address, or allow more with --open-timeout"
+                    "address, or raise source.open_timeout_seconds"
                 )
             yield frame
 

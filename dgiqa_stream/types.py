@@ -138,7 +138,9 @@ class FrameInfo:
     """When a frame is shown and what is known of it, without its samples."""
 
     index: int
-    """Decode order from 0. A gap means frames were not handed on."""
+    """Decode order from 0, counted from where reading began: the first frame at or after
+    ``start_seconds``, whose place in the file is not known without decoding all before it. A gap
+    means frames were not handed on."""
     pts_seconds: float
     """Presentation time on the stream's own clock, made continuous across discontinuities."""
     duration_seconds: float

@@ -2,7 +2,7 @@
 
 Data goes to standard output, everything for people to standard error. Exit codes: 0 fine, 1 below
 ``--fail-under``, 2 usage or configuration, 3 nothing could be scored, 4 some inputs failed, 5
-model, backend, output or port, 130 interrupted. Where several apply: 2 before 5, 3, 4, 1.
+model, backend, output or port, 130 interrupted. Where several apply: 130 before 2, 5, 3, 4, 1.
 """
 
 from __future__ import annotations

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import TextIOWrapper
 from typing import Annotated, Any
 
 import typer
 
-from dgiqa_stream.cli import _inspect, _score, _watch
+from dgiqa_stream.cli import _inspect, _score, _sub, _watch
+from dgiqa_stream.cli._environment import PREFIX, warn_of_unknown_variables
 from dgiqa_stream.cli._shared import (
     BROKEN,
     INTERRUPTED,
@@ -34,7 +36,7 @@ app = typer.Typer(
 )
 app.command("score")(_score.score)
 app.command("watch")(_watch.watch)
-app.command("sub")(_watch.sub)
+app.command("sub")(_sub.sub)
 app.command("report")(_inspect.report)
 app.command("models")(_inspect.models)
 app.command("config")(_inspect.config)
@@ -70,8 +72,9 @@ def main() -> None:
 
 def _run() -> int:
     """Run the command that is asked for; errors become one line and an exit code."""
+    warn_of_unknown_variables(app, os.environ, command="".join(sys.argv[1:2]))
     try:
-        code: object = app(auto_envvar_prefix="DGIQA", standalone_mode=False)
+        code: object = app(auto_envvar_prefix=PREFIX, standalone_mode=False)
     except _UsageError as exc:
         if len(sys.argv) < 2:
             typer.echo(str(exc), err=True)  # no command at all: the help

@@ -58,8 +58,8 @@ class RowWriter(Protocol):
     def failed(self, path: str, error: str) -> None:
         """An input without any score."""
 
-    def finish(self, results: list[InputResult]) -> None:
-        """Everything is scored."""
+    def finish(self, results: list[InputResult], *, interrupted: bool) -> None:
+        """Everything is scored, or all that there will be."""
 
 
 def row_of(path: str, score: FrameScore) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class CsvRows:
         self._writer.writerow({"path": path})
         self._out.flush()
 
-    def finish(self, results: list[InputResult]) -> None:
+    def finish(self, results: list[InputResult], *, interrupted: bool) -> None:
         """Nothing is left to write."""
 
 
@@ -125,7 +125,7 @@ class NdjsonRows:
         """A line that says why."""
         self._write({"path": path, "score": None, "error": error})
 
-    def finish(self, results: list[InputResult]) -> None:
+    def finish(self, results: list[InputResult], *, interrupted: bool) -> None:
         """Nothing is left to write."""
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -152,8 +152,8 @@ class JsonDocument:
     def failed(self, path: str, error: str) -> None:
         """Failures are in ``inputs``."""
 
-    def finish(self, results: list[InputResult]) -> None:
-        """Write the document."""
+    def finish(self, results: list[InputResult], *, interrupted: bool) -> None:
+        """Write the document; an interrupted one says so."""
         json.dump(
             {
                 "version": package_version(),
@@ -164,6 +164,8 @@ class JsonDocument:
                     "sha256": self._model.sha256,
                 },
                 "settings": self._settings,
+                "complete": not interrupted,
+                "stopped_by": "interrupt" if interrupted else None,
                 "frames": self._frames,
                 "pooled_metrics": {"dgiqa": _rounded(pool_frames(self._scores))},
                 "aggregate_metrics": {},

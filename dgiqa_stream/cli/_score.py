@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.cli._settings import Wording, settle
 from dgiqa_stream.errors import ConfigError, SinkError, SourceError, SourceUnsupported
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def score(
         float | None, typer.Option(help="Score this many frames a second instead of all.")
     ] = None,
     every: Annotated[int | None, typer.Option(help="Score each Nth frame.")] = None,
-    start: Annotated[float | None, typer.Option(help="Skip so many seconds.")] = None,
+    start: Annotated[
+        float | None, typer.Option(help="Skip so many seconds; index counts from there.")
+    ] = None,
     duration: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
     fail_under: Annotated[
         float | None, typer.Option(help="Exit with 1 where an input's mean is lower.")
@@ -50,6 +53,8 @@ def score(
     crop: shared.CropOption = None,
     letterbox: Annotated[bool, typer.Option(help="Leave detected black bars out.")] = True,
     stream_option: shared.StreamOptions = None,
+    open_timeout: shared.OpenTimeout = None,
+    read_timeout: shared.ReadTimeout = None,
     quiet: shared.Quiet = False,
     log_level: shared.Level = shared.LogLevel.WARNING,
 ) -> None:
@@ -60,25 +65,27 @@ def score(
         raise ConfigError("--fps and --every cannot both choose the frames: give one of them")
     from dgiqa_stream.config import StreamConfig
 
-    settings = shared.changed(
+    settings, wording = settle(
         StreamConfig(),
         {
-            "sampler": {
-                "mode": "time" if fps is not None else "every",
-                "frames_per_second": fps,
-                "every": every,
-            },
-            "source": {
-                "start_seconds": start,
-                "duration_seconds": duration,
-                "options": shared.pairs_of(stream_option),
-            },
-            "overload": {"policy": "wait"},
-            "picture": {"crop": crop or (), "letterbox": letterbox},
-            "model": {"name": model, "device": device, "threads": threads},
+            "sampler.mode": ("", "time" if fps is not None else "every"),
+            "sampler.frames_per_second": ("--fps", fps),
+            "sampler.every": ("--every", every),
+            "source.start_seconds": ("--start", start),
+            "source.duration_seconds": ("--duration", duration),
+            "source.options": ("--stream-option", shared.pairs_of(stream_option)),
+            "source.open_timeout_seconds": ("--open-timeout", open_timeout),
+            "source.read_timeout_seconds": ("--read-timeout", read_timeout),
+            "overload.policy": ("", "wait"),
+            "picture.crop": ("--crop", crop),
+            "picture.letterbox": ("--letterbox", letterbox),
+            "model.name": ("--model", model),
+            "model.device": ("--device", device),
+            "model.threads": ("--threads", threads),
         },
     )
-    shared.leave(_run(paths, settings, format, output, fail_under, quiet))
+    with wording.errors():
+        shared.leave(_run(paths, settings, format, output, fail_under, quiet, wording))
 
 
 def _run(
@@ -88,14 +95,18 @@ def _run(
     output: str,
     fail_under: float | None,
     quiet: bool,
+    wording: Wording,
 ) -> int:
     """Score everything and return the exit code."""
     from dgiqa_stream.cli._rows import InputResult, open_output
     from dgiqa_stream.inputs import expand, refuse_overwriting
     from dgiqa_stream.scorer import scorer_of
+    from dgiqa_stream.sources import check_options
     from dgiqa_stream.urls import redact, scheme_of
 
     inputs = expand(paths)
+    for path in inputs:
+        check_options(path, settings.source.options)
     refuse_overwriting(output, inputs)
     results: list[InputResult] = []
     codes: set[int] = set()
@@ -106,11 +117,13 @@ def _run(
             try:
                 for path in inputs:
                     results.append(InputResult(path if scheme_of(path) == "file" else redact(path)))
-                    _score_input(path, results[-1], scorer, settings, writer, progress, codes)
+                    _score_input(
+                        path, results[-1], scorer, settings, writer, progress, codes, wording
+                    )
             except KeyboardInterrupt:
                 shared.complain("interrupted: what was scored so far is written")
                 codes.add(shared.INTERRUPTED)
-            writer.finish(results)
+            writer.finish(results, interrupted=shared.INTERRUPTED in codes)
             if out is not sys.stdout:
                 out.close()
         except BrokenPipeError:
@@ -158,6 +171,7 @@ def _score_input(
     writer: RowWriter,
     progress: _Progress,
     codes: set[int],
+    wording: Wording,
 ) -> None:
     """Score one input into its result; one that fails is named, and the others go on."""
     from dgiqa_stream.inputs import refuse_folder
@@ -179,12 +193,16 @@ def _score_input(
         if not result.num_frames:
             raise SourceUnsupported(f"{result.path}: no frame to score in the chosen range")
     except (SourceError, ConfigError) as exc:  # the latter: a crop outside of this picture
-        result.error = str(exc)
-        shared.complain(exc if result.path in str(exc) else f"{result.path}: {exc}")
+        result.error = wording(str(exc))
+        named = result.path in result.error
+        shared.complain(result.error if named else f"{result.path}: {result.error}")
         if isinstance(exc, ConfigError):
             codes.add(shared.USAGE)
         if not result.num_frames:
             writer.failed(result.path, result.error)
+    except KeyboardInterrupt:
+        result.error = "interrupted"
+        raise
     finally:
         if result.num_frames:
             result.pooled = pooling.session().pool

@@ -8,17 +8,12 @@ import os
 import re
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from dgiqa_stream.errors import ConfigError, DgiqaError, ModelError, SinkError
 from dgiqa_stream.urls import redact
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dgiqa_stream.config import StreamConfig
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 OK, BELOW, USAGE, NOTHING, PARTIAL, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -56,6 +51,8 @@ StreamOptions = Annotated[
     list[str] | None,
     typer.Option("--stream-option", metavar="KEY=VALUE", help="FFmpeg option; may be repeated."),
 ]
+OpenTimeout = Annotated[float | None, typer.Option(help="Seconds to open; 10.")]
+ReadTimeout = Annotated[float | None, typer.Option(help="Seconds of silence; 10.")]
 
 
 def set_up_logging(level: LogLevel) -> None:
@@ -84,7 +81,7 @@ def exit_code_of(error: DgiqaError) -> int:
 
 
 def first_code(codes: set[int]) -> int:
-    """The one exit code where several apply: 2 before 5, 3, 4, 1."""
+    """The one exit code where several apply: 130 before 2, 5, 3, 4, 1."""
     order = (INTERRUPTED, USAGE, BROKEN, NOTHING, PARTIAL, BELOW)
     return next((code for code in order if code in codes), OK)
 
@@ -113,22 +110,6 @@ def pairs_of(options: list[str] | None) -> dict[str, str]:
             raise ConfigError(f"--stream-option {redact(option)!r} is not KEY=VALUE")
         found[key] = value
     return found
-
-
-def changed(settings: StreamConfig, tables: Mapping[str, Mapping[str, Any]]) -> StreamConfig:
-    """The configuration with what the command line names (None: not named) put over it.
-
-    Checked as the file is: raises :class:`ConfigError` naming the key and the rule.
-    """
-    import msgspec
-
-    from dgiqa_stream.config import parse_config
-
-    values: dict[str, Any] = msgspec.to_builtins(settings)
-    for table, entries in tables.items():
-        named = {key: value for key, value in entries.items() if value is not None}
-        values[table] = {**values[table], **named}
-    return parse_config(values)
 
 
 def check_number(option: str, value: float | None, *, least: float, most: float) -> None:

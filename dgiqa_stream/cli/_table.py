@@ -30,14 +30,18 @@ class _Row:
     low5: float | None = None
     fps: float | None = None
     dropped: int = 0
+    is_opened: bool = False
 
 
 class LiveTable:
     """A sink that shows: a redrawn table on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, out: TextIO) -> None:
-        """Nothing is drawn before the block is entered."""
-        self._out, self._rows = out, dict[str, _Row]()
+    def __init__(self, out: TextIO, *, only_opened: bool = False) -> None:
+        """Nothing is drawn before the block is entered.
+
+        ``only_opened`` leaves no trace of streams that were never opened: an error tells of them.
+        """
+        self._out, self._rows, self._only_opened = out, dict[str, _Row](), only_opened
         self._lock = threading.Lock()
         self._live: Any = None
         self._drawn_at = self._told_at = 0.0
@@ -62,6 +66,7 @@ class LiveTable:
         self._told_at = self._drawn_at = 0.0
         self.refresh()
         if self._live is not None:
+            self._live.transient = not self._told_rows()
             self._live.stop()
 
     def send(self, message: wire.Message) -> None:
@@ -76,6 +81,8 @@ class LiveTable:
                     row.ewma, row.low5 = message.pool.get("ewma"), message.pool.get("low5")
             elif isinstance(message, wire.StatusMessage):
                 row.state, row.fps = message.state, message.fps_scored
+            elif isinstance(message, wire.MetaMessage):
+                row.is_opened = True
 
     def tick(self) -> None:
         """Drawing has its own pace."""
@@ -89,13 +96,16 @@ class LiveTable:
         if self._live is not None and now - self._drawn_at >= _REDRAW_SECONDS:
             self._drawn_at = now
             self._live.update(self._table(), refresh=True)
-        elif self._live is None and now - self._told_at >= _LINE_SECONDS and self._rows:
-            self._told_at = now
-            with self._lock:
-                rows = list(self._rows.items())
-            for stream, row in rows:
+        elif self._live is None and now - self._told_at >= _LINE_SECONDS:
+            for stream, row in self._told_rows():
+                self._told_at = now
                 self._out.write(f"{stream}: {_as_line(row)}\n")
             self._out.flush()
+
+    def _told_rows(self) -> list[tuple[str, _Row]]:
+        with self._lock:
+            rows = list(self._rows.items())
+        return [(name, row) for name, row in rows if row.is_opened or not self._only_opened]
 
     def _table(self) -> Any:
         from rich.table import Table

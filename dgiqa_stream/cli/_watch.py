@@ -1,4 +1,4 @@
-"""``dgiqa-stream watch`` and ``sub``: live streams to ZeroMQ, and from ZeroMQ to people."""
+"""``dgiqa-stream watch``: live streams to ZeroMQ, files and people."""
 
 from __future__ import annotations
 
@@ -7,33 +7,25 @@ import signal
 import sys
 import threading
 import time
-from enum import StrEnum
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.cli._settings import Wording, settle
 from dgiqa_stream.cli._table import LiveTable
 from dgiqa_stream.errors import ConfigError, DgiqaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dgiqa_stream.config import StreamConfig, StreamEntry
     from dgiqa_stream.pipeline import Monitor, SessionResult
     from dgiqa_stream.sinks import Sink
 
 _POLL_SECONDS = 0.1
 _LEAVE_SECONDS = 0.8
-
-
-class Shown(StrEnum):
-    """What ``sub`` prints."""
-
-    TABLE = "table"
-    NDJSON = "ndjson"
+_ANNOUNCE_SECONDS = 0.5
 
 
 def watch(
@@ -69,8 +61,8 @@ def watch(
     programme: Annotated[int | None, typer.Option(help="MPEG-TS service number.")] = None,
     track: Annotated[int | None, typer.Option(help="Video track, from 0.")] = None,
     stream_option: shared.StreamOptions = None,
-    open_timeout: Annotated[float | None, typer.Option(help="Seconds to open; 10.")] = None,
-    read_timeout: Annotated[float | None, typer.Option(help="Seconds of silence; 10.")] = None,
+    open_timeout: shared.OpenTimeout = None,
+    read_timeout: shared.ReadTimeout = None,
     model: Annotated[str | None, typer.Option("--model", "-m", envvar="DGIQA_MODEL")] = None,
     device: Annotated[str | None, typer.Option(envvar="DGIQA_DEVICE")] = None,
     threads: Annotated[int | None, typer.Option(envvar="DGIQA_THREADS", min=1, max=256)] = None,
@@ -88,36 +80,39 @@ def watch(
     from dgiqa_stream.config import StreamConfig, load_config
 
     options = shared.pairs_of(stream_option)
-    settings = load_config(config) if config else StreamConfig()
-    settings = shared.changed(
-        settings,
+    read = load_config(config) if config else StreamConfig()
+    merged = {**read.source.options, **options}
+    mode = "every" if every is not None else "time" if fps is not None else None
+    settings, wording = settle(
+        read,
         {
-            "source": {
-                "options": {**settings.source.options, **options} if options else None,
-                "programme": programme,
-                "track": track,
-                "realtime": realtime,
-                "duration_seconds": duration,
-                "open_timeout_seconds": open_timeout,
-                "read_timeout_seconds": read_timeout,
-            },
-            "sampler": {
-                "mode": "every" if every is not None else "time" if fps is not None else None,
-                "frames_per_second": fps,
-                "every": every,
-            },
-            "picture": {"crop": crop, "letterbox": letterbox},
-            "model": {"name": model, "device": device, "threads": threads},
-            "publish": {
-                "endpoint": publish,
-                "encoding": encoding,
-                "curve_dir": curve_dir,
-                "insecure": insecure,
-            },
-            "output": {"ndjson": ndjson, "csv": csv, "report": report},
+            "source.options": ("--stream-option", merged if options else None),
+            "source.programme": ("--programme", programme),
+            "source.track": ("--track", track),
+            "source.realtime": ("--realtime", realtime),
+            "source.duration_seconds": ("--duration", duration),
+            "source.open_timeout_seconds": ("--open-timeout", open_timeout),
+            "source.read_timeout_seconds": ("--read-timeout", read_timeout),
+            "sampler.mode": ("", mode),
+            "sampler.frames_per_second": ("--fps", fps),
+            "sampler.every": ("--every", every),
+            "picture.crop": ("--crop", crop),
+            "picture.letterbox": ("--letterbox", letterbox),
+            "model.name": ("--model", model),
+            "model.device": ("--device", device),
+            "model.threads": ("--threads", threads),
+            "publish.endpoint": ("--publish", publish),
+            "publish.encoding": ("--encoding", encoding),
+            "publish.curve_dir": ("--curve-dir", curve_dir),
+            "publish.insecure": ("--insecure", insecure),
+            "output.ndjson": ("--ndjson", ndjson),
+            "output.csv": ("--csv", csv),
+            "output.report": ("--report", report),
         },
+        has_file=config is not None,
     )
-    shared.leave(_watch(_entries(urls or [], id or [], settings), settings, quiet=quiet))
+    with wording.errors():
+        shared.leave(_watch(_entries(urls or [], id or [], settings), settings, wording, quiet))
 
 
 def _entries(urls: list[str], ids: list[str], settings: StreamConfig) -> list[StreamEntry]:
@@ -150,27 +145,34 @@ def _entries(urls: list[str], ids: list[str], settings: StreamConfig) -> list[St
     return unique
 
 
-def _watch(entries: list[StreamEntry], settings: StreamConfig, *, quiet: bool) -> int:
+def _watch(
+    entries: list[StreamEntry], settings: StreamConfig, wording: Wording, quiet: bool
+) -> int:
     """Watch every stream in a thread of its own until all end; return the exit code."""
     import msgspec
 
     from dgiqa_stream.inputs import refuse_overwriting
     from dgiqa_stream.pipeline import Monitor
     from dgiqa_stream.scorer import scorer_of
+    from dgiqa_stream.sources import check_options
     from dgiqa_stream.wire import new_id
 
     output = settings.output
     outputs = [path for path in (output.ndjson, output.csv, output.report) if path not in ("", "-")]
     for number, path in enumerate(outputs):
         refuse_overwriting(path, [*(e.url for e in entries), *outputs[:number]])
+    for entry in entries:
+        check_options(entry.url, settings.source.options)
+        check_options(entry.url, entry.options, key=f"options of the stream {entry.id}")
     if settings.output.report:
         from dgiqa_stream.report import require_matplotlib
 
         require_matplotlib()
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(scorer_of(settings.model))
-        sinks = _open_sinks(settings, stack)
-        table = None if quiet or settings.output.ndjson == "-" else LiveTable(sys.stderr)
+        sinks, published_at = _open_sinks(settings, stack)
+        is_shown = not quiet and settings.output.ndjson != "-"
+        table = LiveTable(sys.stderr, only_opened=True) if is_shown else None
         run = new_id()
         monitors = []
         for entry in entries:
@@ -186,21 +188,23 @@ def _watch(entries: list[StreamEntry], settings: StreamConfig, *, quiet: bool) -
                     run=run,
                 )
             )
-        results, crashed = _run_all(monitors, table)
-    return _conclude(monitors, results, crashed, settings, quiet=quiet)
+        results, crashed = _run_all(monitors, table, published_at)
+    return _conclude(results, crashed, settings, wording, quiet=quiet)
 
 
-def _open_sinks(settings: StreamConfig, stack: contextlib.ExitStack) -> list[Sink]:
+def _open_sinks(settings: StreamConfig, stack: contextlib.ExitStack) -> tuple[list[Sink], str]:
+    """The sinks, and where messages are published; empty where they are not."""
     from dgiqa_stream.sinks.csvfile import CsvSink
     from dgiqa_stream.sinks.ndjson import NdjsonSink
     from dgiqa_stream.sinks.zeromq import ZeromqSink
 
     sinks: list[Sink] = []
+    published_at = ""
     if settings.publish.endpoint:
         publisher = ZeromqSink(settings.publish)
         sinks.append(publisher)
         stack.callback(publisher.close)
-        shared.say(f"publishing on {publisher.endpoint}")
+        published_at = publisher.endpoint
     recordings = {settings.output.ndjson, _recording_path(settings)} - {""}
     for path in sorted(recordings):  # one that only serves the report begins anew
         recorder = NdjsonSink(path, append=path == settings.output.ndjson)
@@ -210,13 +214,16 @@ def _open_sinks(settings: StreamConfig, stack: contextlib.ExitStack) -> list[Sin
         rows = CsvSink(settings.output.csv)
         sinks.append(rows)
         stack.callback(rows.close)
-    return sinks
+    return sinks, published_at
 
 
 def _run_all(
-    monitors: list[Monitor], table: LiveTable | None
+    monitors: list[Monitor], table: LiveTable | None, published_at: str
 ) -> tuple[list[SessionResult], list[BaseException]]:
-    """Run each monitor in a thread; the first signal stops all of them."""
+    """Run each monitor in a thread; the first signal stops all of them.
+
+    ``published_at`` is told once a stream plays, or soon all the same; not where all fail at once.
+    """
     results: list[SessionResult] = []
     crashed: list[BaseException] = []
 
@@ -237,9 +244,14 @@ def _run_all(
     ]
     for thread in threads:
         thread.start()
+    begin = time.monotonic()
     with table or contextlib.nullcontext():
         while any(thread.is_alive() for thread in threads) and not received:
             time.sleep(_POLL_SECONDS)
+            is_late = time.monotonic() - begin > _ANNOUNCE_SECONDS
+            if published_at and (is_late or any(map(_has_played, monitors))):
+                shared.say(f"publishing on {published_at}")
+                published_at = ""
             if table is not None:
                 table.refresh()
         for monitor in monitors:
@@ -250,29 +262,38 @@ def _run_all(
     return results, crashed
 
 
+def _has_played(monitor: Monitor) -> bool:
+    from dgiqa_stream.telemetry import Count
+
+    return monitor.telemetry.counts()[Count.DECODED] > 0
+
+
 def _conclude(
-    monitors: list[Monitor],
     results: list[SessionResult],
     crashed: list[BaseException],
     settings: StreamConfig,
+    wording: Wording,
     *,
     quiet: bool,
 ) -> int:
     """Say how each stream ended, write the report, and choose the exit code."""
+    from dgiqa_stream.telemetry import Count
+
     codes: set[int] = set()
     for error in crashed:
         if not isinstance(error, DgiqaError):
             raise error
-        shared.complain(error)
+        shared.complain(wording(str(error)))
         codes.add(shared.exit_code_of(error))
     for result in results:
         if result.error is not None:
-            text = str(result.error)
+            text = wording(str(result.error))
             shared.complain(text if result.stream in text else f"{result.stream}: {text}")
         for sink_error in result.sink_errors:
-            shared.complain(sink_error)
+            shared.complain(wording(str(sink_error)))
             codes.add(shared.BROKEN)
-        if not quiet:
+        never_opened = result.error is not None and not result.counts[Count.DECODED]
+        if not quiet and not never_opened:
             shared.say(_summary(result))
     failures = [r for r in results if r.error is not None]
     source_failures = [f for f in failures if shared.exit_code_of(_error(f)) == shared.NOTHING]
@@ -327,80 +348,3 @@ def _summary(result: SessionResult) -> str:
         if name in pool
     )
     return f"{head}; {shown}; {scored}; {tail}"
-
-
-def sub(
-    endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="tcp://HOST:PORT or ipc://")],
-    *,
-    format: Annotated[
-        Shown | None, typer.Option("--format", "-f", help="table on a terminal, else ndjson.")
-    ] = None,
-    latest: Annotated[
-        bool, typer.Option("--latest", help="Skip to the newest message when behind.")
-    ] = False,
-    stream: Annotated[list[str] | None, typer.Option(help="Only this stream.")] = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="Only frame, window, status, meta or final.")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Stop after so many seconds without a message.")
-    ] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many messages.")] = None,
-    curve_dir: Annotated[str, typer.Option(help="Folder of CURVE keys.")] = "",
-    log_level: shared.Level = shared.LogLevel.WARNING,
-) -> None:
-    """Subscribe to a publisher: a live table, or one message per line."""
-    shared.set_up_logging(log_level)
-    from dgiqa_stream.subscriber import Subscriber
-
-    shared.check_number("--timeout", timeout, least=0, most=1e9)
-    shown = format or (Shown.TABLE if sys.stdout.isatty() else Shown.NDJSON)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    received = 0
-    with Subscriber(
-        endpoint,
-        streams=tuple(stream or ()),
-        kinds=tuple(kind or ()),
-        latest=latest,
-        curve_dir=curve_dir,
-        timeout_seconds=timeout,
-    ) as subscriber:
-        with contextlib.suppress(KeyboardInterrupt):
-            received = _show(subscriber, shown, count)
-        for topic, missing in subscriber.gaps.items():
-            shared.say(f"{topic}: {missing} messages missed (a slow subscriber, or the network)")
-        if subscriber.num_undecodable:
-            shared.say(f"{subscriber.num_undecodable} messages could not be read")
-    if not received:
-        hint = subscriber.problem or "is a publisher running there?"
-        shared.complain(f"no message from {endpoint}: {hint}")
-    shared.leave(shared.OK if received else shared.NOTHING)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _show(subscriber: Any, shown: Shown, count: int | None) -> int:
-    """Print messages as they come; returns their number."""
-    from dgiqa_stream.wire import encode
-
-    received = 0
-    with LiveTable(sys.stdout) if shown is Shown.TABLE else contextlib.nullcontext() as table:
-        for message in _counted(subscriber, count):
-            received += 1
-            if table is None:
-                sys.stdout.write(encode(message).decode() + "\n")
-                sys.stdout.flush()
-            else:
-                table.send(message)
-                table.refresh()
-    return received
-
-
-def _counted(messages: Any, count: int | None) -> Iterator[Any]:
-    for number, message in enumerate(messages, 1):
-        yield message
-        if number == count:
-            return

@@ -39,6 +39,9 @@ SOURCES: Mapping[str, str] = MappingProxyType(
 )
 
 
+_FFMPEG = ("dgiqa_stream.sources._pyav", "dgiqa_stream.sources._helper")
+
+
 class Source(Protocol):
     """An opened stream. ``frames`` is for one thread; ``close`` may be called from any."""
 
@@ -81,8 +84,10 @@ def open_source(url: str, settings: SourceSettings, *, stream: str) -> Source:
 
     Blocks at most ``settings.open_timeout_seconds`` (and one second). ``stream`` is the id that
     its frames carry. Raises :class:`~dgiqa_stream.errors.SourceUnavailable` where retrying may
-    help, :class:`~dgiqa_stream.errors.SourceUnsupported` where it will not.
+    help, :class:`~dgiqa_stream.errors.SourceUnsupported` where it will not, and
+    :class:`~dgiqa_stream.errors.ConfigError` for options that FFmpeg does not have.
     """
+    check_options(url, settings.options)
     scheme = scheme_of(url)
     if scheme in SOURCES:
         found: Opener = importlib.import_module(SOURCES[scheme]).open_url
@@ -95,6 +100,17 @@ def open_source(url: str, settings: SourceSettings, *, stream: str) -> Source:
         f"{redact(url)}: unknown scheme {scheme!r}; known here: {known}, a path, or - for "
         "standard input"
     )
+
+
+def check_options(url: str, options: Mapping[str, str], *, key: str = "source.options") -> None:
+    """Raise :class:`~dgiqa_stream.errors.ConfigError` for options that FFmpeg would ignore.
+
+    ``key`` is the setting that holds them. Sources that are not FFmpeg's judge their own.
+    """
+    if options and SOURCES.get(scheme_of(url)) in _FFMPEG:
+        from dgiqa_stream.sources._options import refuse_unknown_options
+
+        refuse_unknown_options(options, key=key)
 
 
 def is_still(info: StreamInfo) -> bool:

@@ -56,9 +56,15 @@ def test_config_prints_what_it_would_read(run_cli, tmp_path):
     ("text", "told"),
     [
         ("[sampler]\nframes_per_secnod = 3\n", "did you mean sampler.frames_per_second?"),
-        ("[sampler]\nframes_per_second = 0\n", "sampler.frames_per_second"),
+        ("[sampler]\nframes_per_second = 0\n", "sampler.frames_per_second = 0 is refused: give a"),
+        ('[sampler]\nmode = "all"\n', "= all is refused: give one of every, keyframes, time"),
+        ("[source]\ntrack = -1\n", "source.track = -1 is refused: give a whole number at least 0"),
+        ('[source]\nrealtime = "no"\n', "source.realtime = no is refused: give true or false"),
+        ("[pooling]\nwindows_seconds = [1, 0]\n", "pooling.windows_seconds[1] = 0 is refused"),
+        ('[[stream]]\nid = "x"\n', "stream[0] has no url"),
+        ("[source.options]\nprobesize = 5\n", "source.options holds a value that is no text"),
         ("[smapler]\n", "did you mean sampler?"),
-        ("sampler = 3\n", "sampler"),
+        ("sampler = 3\n", "sampler is refused: give a table"),
         ('[[stream]]\nurl = "x"\nid = "a b"\n', "stream[0].id"),
         ('[[stream]]\nurl = "x"\nname = "y"\n', "unknown setting stream[0].name"),
         ("[picture]\ncrop = [1, 2]\n", "crop [1, 2] must be"),
@@ -153,15 +159,14 @@ def test_sub_without_a_publisher_says_so(run_cli):
     ]
 
 
-def test_watch_draws_a_table_on_a_terminal(plain_environment, tmp_path):
-    """On a terminal the streams are a table that is redrawn; standard output stays empty."""
+def watch_on_a_terminal(environment, *arguments):
+    """What ``watch`` draws with standard error on a terminal, and its exit code."""
     here, there = pty.openpty()
-    watch = [sys.executable, "-m", "dgiqa_stream", "watch", "--publish=", "--realtime"]
     process = subprocess.Popen(
-        [*watch, f"{PATTERN}&seconds=1"],
+        [sys.executable, "-m", "dgiqa_stream", "watch", *arguments],
         stdout=subprocess.PIPE,
         stderr=there,
-        env={**plain_environment, "TERM": "xterm", "COLUMNS": "100"},
+        env={**environment, "TERM": "xterm", "COLUMNS": "100"},
     )
     os.close(there)
     shown = b""
@@ -172,9 +177,25 @@ def test_watch_draws_a_table_on_a_terminal(plain_environment, tmp_path):
         pass
     os.close(here)
     assert process.communicate(timeout=20)[0] == b""
-    assert process.returncode == 0
     text = shown.decode()
+    assert "Traceback" not in text
+    return text, process.returncode
+
+
+def test_watch_draws_a_table_on_a_terminal(plain_environment):
+    """On a terminal the streams are a table that is redrawn; standard output stays empty."""
+    arguments = ("--publish=tcp://127.0.0.1:*", "--realtime", f"{PATTERN}&seconds=1")
+    text, code = watch_on_a_terminal(plain_environment, *arguments)
+    assert code == 0
+    assert "publishing on tcp://127.0.0.1:" in text
     assert "worst 5 %" in text
     assert "█" in text
     assert "pattern-clean: end of stream" in text
-    assert "Traceback" not in text
+
+
+def test_a_terminal_keeps_only_the_error(plain_environment):
+    """The table of a source that never opened is erased before the error is told."""
+    text, code = watch_on_a_terminal(plain_environment, "missing.mp4")
+    assert code == 3
+    assert text.endswith("error: missing.mp4: does not exist; check the name\r\n")
+    assert text.rfind("failed") < text.rfind("\x1b[2K")  # erase this line

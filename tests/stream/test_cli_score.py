@@ -146,11 +146,12 @@ def test_json_is_shaped_like_vmafs(run_cli, media, tmp_path):
     ]
     assert len(found["model"]["sha256"]) == 64
     assert found["settings"]["sampler"]["every"] == 1
+    assert (found["complete"], found["stopped_by"]) == (True, None)
 
 
 def test_frames_are_chosen_as_asked(run_cli, media):
     """--every, --fps, --start and --duration choose by number, rate and time; a clip that starts
-    late counts from its first frame.
+    late counts from its first frame, and ``index`` from the first one that --start lets through.
     """
     whole, late = media["whole"], media["late_start"]  # 60 frames at 25/s; 24 from 7.2 s on
 
@@ -165,6 +166,7 @@ def test_frames_are_chosen_as_asked(run_cli, media):
     assert part == pytest.approx([1 + n / 25 for n in range(10)], abs=0.002)
     (first, *_) = chosen(late, "--start", "0.4")
     assert float(first["pts_seconds"]) == pytest.approx(7.6, abs=0.002)
+    assert first["index"] == "0"
 
 
 def test_fail_under_looks_at_each_mean(run_cli, media):
@@ -274,14 +276,17 @@ def test_a_reader_that_goes_away_is_no_error(media, plain_environment):
     process.stderr.close()
 
 
-def test_an_interrupt_is_130_and_keeps_what_was_scored(plain_environment, tmp_path, media):
-    """Ctrl-C in a read that blocks ends it within a second with 130; rows so far are on disk."""
-    target, score = tmp_path / "out.csv", [sys.executable, "-m", "dgiqa_stream", "score"]
+@pytest.mark.parametrize("format", ["csv", "ndjson", "json"])
+def test_an_interrupt_is_130_and_keeps_what_was_scored(plain_environment, tmp_path, media, format):
+    """Ctrl-C in a read that blocks ends it within a second with 130; what was scored so far is on
+    disk. A JSON document, and only that, has room to say that it is not complete.
+    """
+    target, score = tmp_path / "out", [sys.executable, "-m", "dgiqa_stream", "score"]
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(20)
         silent = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         process = subprocess.Popen(
-            [*score, str(media["grey"]), silent, "-o", str(target)],
+            [*score, str(media["grey"]), silent, "missing.mp4", "-f", format, "-o", str(target)],
             stderr=subprocess.PIPE,
             env=plain_environment,
         )
@@ -295,7 +300,17 @@ def test_an_interrupt_is_130_and_keeps_what_was_scored(plain_environment, tmp_pa
     assert took < 1.5
     assert b"interrupted: what was scored so far is written" in err
     assert b"Traceback" not in err
-    assert [bool(r["score"]) for r in rows_of(target.read_text())] == [True]
+    text = target.read_text()
+    if format == "json":
+        found = json.loads(text)
+        assert (found["complete"], found["stopped_by"]) == (False, "interrupt")
+        assert [(i["num_frames"], i["error"]) for i in found["inputs"]] == [
+            (1, None),
+            (0, "interrupted"),
+        ]
+    else:
+        rows = rows_of(text) if format == "csv" else list(map(json.loads, text.splitlines()))
+        assert [bool(r["score"]) for r in rows] == [True]
 
 
 def test_a_terminal_sees_progress_and_the_data_stay_clean(media, plain_environment):

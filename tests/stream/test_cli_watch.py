@@ -284,6 +284,42 @@ def test_one_of_two_streams_that_fails_is_4(run_cli, tmp_path):
     done = run_cli("watch", f"{PATTERN}&seconds=1", "missing.mp4", "-c", file, "-q")
     assert done.code == 4
     assert done.err.splitlines() == ["error: missing.mp4: does not exist; check the name"]
+    told = run_cli("watch", f"{PATTERN}&seconds=1", "missing.mp4", "-c", file)
+    assert [line for line in told.err.splitlines() if "missing" in line] == done.err.splitlines()
+    assert "pattern-clean: end of stream" in told.err
+
+
+def test_a_source_that_never_opens_is_one_line(run_cli, tmp_path):
+    """Where nothing could be watched, standard error has the error and nothing else, while the
+    recording, as subscribers, hears how it ended.
+    """
+    record = tmp_path / "r.ndjson"
+    done = run_cli("watch", "missing.mp4", "--publish", "tcp://127.0.0.1:*", "--ndjson", record)
+    assert done.code == 3
+    assert done.err.splitlines() == ["error: missing.mp4: does not exist; check the name"]
+    last = json.loads(record.read_text().splitlines()[-1])
+    assert (last["schema"], last["state"]) == ("dgiqa.status/1", "failed")
+
+
+def test_an_error_names_what_the_user_wrote(run_cli, tmp_path):
+    """A value of an option is told by the option's name, one of the file by its key, and where
+    there is no file, a default by the option that changes it.
+    """
+    file = tmp_path / "stream.toml"
+    open_to_all, patience = 'endpoint = "tcp://0.0.0.0:5556"', "open_timeout_seconds = 0.2"
+    file.write_text(f"[publish]\n{open_to_all}\n[source]\n{patience}\n")
+    of_file = run_cli("watch", PATTERN, "-c", file)
+    assert (of_file.code, of_file.err.split()[1]) == (2, "publish.endpoint")
+    of_option = run_cli("watch", PATTERN, "-c", file, "--publish", "tcp://0.0.0.0:5557")
+    assert (of_option.code, of_option.err.split()[1]) == (2, "--publish")
+    with never_answering("tcp") as url:
+        of_file = run_cli("watch", url, "-c", file, "--publish=", "-q")
+        of_option = run_cli("watch", url, "--publish=", "--open-timeout", "0.2", "-q")
+        scored = run_cli("score", url, "--open-timeout", "0.2", "-q")
+    assert of_file.code == of_option.code == scored.code == 3
+    assert "raise source.open_timeout_seconds and source.read_timeout_seconds" in of_file.err
+    for done in (of_option, scored):
+        assert "raise --open-timeout and --read-timeout" in done.err
 
 
 def test_a_report_is_made_at_the_end(run_cli, tmp_path):

@@ -254,7 +254,7 @@ def test_opening_has_a_deadline(monkeypatch):
     begin = time.monotonic()
     with (
         read_ahead(open_slowly, Telemetry(), open_timeout_seconds=0.1) as reader,
-        pytest.raises(SourceUnavailable, match=r"within 0\.1 s.*--open-timeout"),
+        pytest.raises(SourceUnavailable, match=r"within 0\.1 s.*source\.open_timeout_seconds"),
     ):
         list(reader.frames(idle_seconds=0.02))
     assert time.monotonic() - begin < 1.5

@@ -1,0 +1,55 @@
+"""Variables of the environment that are misspelt are named, and no other."""
+
+from __future__ import annotations
+
+import pytest
+
+from dgiqa_stream.cli._app import app
+from dgiqa_stream.cli._environment import SISTER_COMMANDS, warn_of_unknown_variables
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DGIQA_MODLE", "DGIQA_MODEL"),
+        ("DGIQA_SCORE_FSP", "DGIQA_SCORE_FPS"),
+        ("DGIQA_FPS", "DGIQA_WATCH_FPS"),
+        ("DGIQA_WATCH_LOGLEVEL", "DGIQA_WATCH_LOG_LEVEL"),
+    ],
+)
+def test_a_misspelt_variable_is_named(capsys, name, meant):
+    """One line names the variable and the one that was probably meant, here of ``watch``."""
+    warn_of_unknown_variables(app, [name], command="watch")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"warning: {name} is no setting and is ignored; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("DGIQA_MODEL", "DGIQA_SCORE_FPS", "DGIQA_WATCH_MODEL", "DGIQA_CONFIG", "PATH"),
+        *("DGIQA_TRAIN_PACKS", "DGIQA_EXPORT_OUTPUT", "DGIQA_VERSION", "DGIQA_CHECKOUT"),
+        *("DGIQA_SERVICE_HOST", "DGIQA_STREAM_PORT_5556_TCP_ADDR", "DGIQA_STREAM_SERVICE_PORT"),
+    ],
+)
+def test_a_variable_of_something_else_is_not(capsys, name):
+    """Settings, sister commands, tests and what Kubernetes sets for a service pass in silence."""
+    warn_of_unknown_variables(app, [name], command="score")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("module", ["distill.cli", "quant.cli"])
+def test_every_sister_command_is_known(module):
+    """The variables of each command of ``dgiqa-distill`` and ``dgiqa-quant`` are let alone."""
+    import typer
+
+    sister = typer.main.get_command(pytest.importorskip(module).app)
+    assert set(sister.commands) <= set(SISTER_COMMANDS)
+
+
+def test_it_is_said_before_the_command_runs(run_cli):
+    """The warning goes to standard error and changes neither output nor exit code."""
+    done = run_cli("config", environment={"DGIQA_SCORE_FSP": "2"})
+    assert done.code == 0
+    assert done.err.startswith("warning: DGIQA_SCORE_FSP ")
+    assert done.out == run_cli("config").out
