@@ -1,0 +1,1 @@
+"""How well models agree with people: statistics, benchmarks of pictures and clips, tables."""

@@ -1,0 +1,163 @@
+"""``pictures``, ``clips`` and ``table``: evaluation from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dgiqa_stream.errors import ConfigError
+from distill.data.datasets import DATASETS, RatedItem
+from distill.evaluation.agreement import NUM_RESAMPLES
+from distill.process import command_line
+from distill.say import say
+
+app = typer.Typer(
+    name="judge",
+    help="Judge models on rated pictures and clips, with intervals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Rated = Annotated[str, typer.Argument(help="A known set's name, or a CSV with path and mos.")]
+Folder = Annotated[Path | None, typer.Option(help="Where a known set was unpacked to.")]
+Split = Annotated[str, typer.Option(help="Part of the set: train, validation, test or all.")]
+Worst = Annotated[float, typer.Option(help="The worst MOS of a CSV's scale.")]
+Best = Annotated[float, typer.Option(help="The best MOS of a CSV's scale.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="JSON result.")]
+Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
+
+
+@app.command()
+def pictures(
+    rated: Rated,
+    *,
+    output: Output,
+    model: Annotated[list[str] | None, typer.Option(help="Shipped name or .onnx.")] = None,
+    student: Annotated[list[Path] | None, typer.Option(help="best.pt of a training run.")] = None,
+    recipe: Annotated[Path, typer.Option(help="Its views are those of --student.")] = Path(
+        "configs/distill/student.toml"
+    ),
+    root: Folder = None,
+    split: Split = "test",
+    worst: Worst = 0.0,
+    best: Best = 1.0,
+    left_out: Annotated[
+        list[str] | None, typer.Option(help="A degradation that training never saw.")
+    ] = None,
+    num_resamples: Resamples = NUM_RESAMPLES,
+    seed: Seed = 0,
+) -> None:
+    """Agreement with MOS by degradation, ladders, and each model against the first."""
+    from distill.evaluation.pictures import judge_pictures
+    from distill.evaluation.predictors import Predictor, onnx_predictor, student_predictor
+    from distill.evaluation.tables import markdown, read_result, write_result
+    from distill.recipe import load_recipe
+
+    names = [Path(m).name for m in model or []] + [_run_and_file(s) for s in student or []]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"give models of different file names (--model, --student), not {names}")
+    items, span = _rated(rated, root, split, worst, best)
+    say(f"{len(items)} pictures, {len(names)} models")
+    with contextlib.ExitStack() as opened:
+        predictors: dict[str, Predictor] = {
+            Path(m).name: opened.enter_context(onnx_predictor(m)) for m in model or []
+        }
+        for checkpoint in student or []:
+            views = load_recipe(recipe).views
+            predictors[_run_and_file(checkpoint)] = student_predictor(checkpoint, views)
+        result = judge_pictures(
+            items,
+            predictors,
+            set_name=_set_name(rated, split),
+            mos_span=span,
+            left_out=left_out or [],
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+    write_result(result, output, command=command_line())
+    typer.echo(markdown(read_result(output)))
+
+
+@app.command()
+def clips(
+    rated: Rated,
+    *,
+    output: Output,
+    model: Annotated[str, typer.Option(help="Shipped name or .onnx.")] = "student",
+    config: Annotated[Path | None, typer.Option(help="Runtime settings, as `watch` takes.")] = None,
+    root: Folder = None,
+    split: Split = "all",
+    worst: Worst = 0.0,
+    best: Best = 1.0,
+    num_resamples: Resamples = NUM_RESAMPLES,
+    seed: Seed = 0,
+) -> None:
+    """Agreement of every temporal pooling with MOS, through the runtime's pipeline."""
+    from dgiqa_stream.config import StreamConfig, load_config
+    from dgiqa_stream.scorer import load_scorer
+    from distill.evaluation.tables import markdown, read_result, write_result
+    from distill.evaluation.video import judge_clips, score_clips
+
+    settings = load_config(config) if config else StreamConfig()
+    items, span = _rated(rated, root, split, worst, best)
+    with load_scorer(model) as scorer:
+        scored = score_clips(
+            items,
+            scorer,
+            config=settings,
+            on_clip=lambda clip: say(f"{clip.name}: {clip.error or f'{clip.num_frames} frames'}"),
+        )
+        about = {"version": scorer.manifest.version, "sha256": scorer.manifest.sha256}
+    result = judge_clips(
+        scored,
+        set_name=_set_name(rated, split),
+        mos_span=span,
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+    write_result({**result, "model": {Path(model).name: about}}, output, command=command_line())
+    typer.echo(markdown(read_result(output)))
+
+
+@app.command()
+def table(
+    results: Annotated[list[Path], typer.Argument(help="JSON of `pictures` or `clips`.")],
+) -> None:
+    """The markdown tables of results, one set after the other."""
+    from distill.evaluation.tables import markdown, read_result
+
+    for result in results:
+        typer.echo(markdown(read_result(result)))
+
+
+def _run_and_file(checkpoint: Path) -> str:
+    """Every run calls its weights best.pt: the folder tells them apart."""
+    return f"{checkpoint.parent.name}/{checkpoint.name}"
+
+
+def _set_name(rated: str, split: str) -> str:
+    return f"{rated} {split}" if rated in DATASETS else Path(rated).name
+
+
+def _rated(
+    rated: str, root: Path | None, split: str, worst: float, best: float
+) -> tuple[list[RatedItem], float]:
+    """The items asked for, and the span of their MOS scale."""
+    from distill.data.datasets import load_dataset
+    from distill.evaluation.tables import read_table
+
+    if rated not in DATASETS:
+        if not Path(rated).is_file():
+            raise ConfigError(f"no rated set or CSV {rated!r}; known: {', '.join(DATASETS)}")
+        return read_table(Path(rated), worst=worst, best=best), abs(best - worst)
+    if root is None:
+        raise ConfigError(f"{rated} needs --root: the folder its release was unpacked to")
+    known = DATASETS[rated]
+    part = None if split == "all" else split
+    return load_dataset(rated, root, split=part), abs(known.best - known.worst)
