@@ -210,7 +210,7 @@ class GlintIQA(nn.Module):
         return TeacherOutput(torch.sigmoid(logits), fused, pooled)
 
     def forward(self, picture: Tensor, depth: Tensor | None = None) -> Tensor:
-        """ImageNet-normalised RGB (B, 3, S, S) to quality (B,) in 0..1, 1 best; ``depth`` is not read."""
+        """Quality (B,) in 0..1, 1 best; see :meth:`describe`. ``depth`` is not read."""
         return self.describe(picture, depth).score
 
 

@@ -317,7 +317,7 @@ def test_the_teachers_own_attention_is_heard():
     weights = cross_attention_weights(attention, lambda: model(picture, depth))
     hook.remove()
     assert weights.shape == (2, 4, 49, 49)
-    (query, key, value), answer = heard[0]
+    (_, _, value), answer = heard[0]
     with torch.no_grad():
         in_value, bias = attention.in_proj_weight[64:], attention.in_proj_bias[64:]
         values = F.linear(value, in_value, bias).view(2, 49, 4, 8).transpose(1, 2)
