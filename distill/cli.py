@@ -1,22 +1,32 @@
-"""``dgiqa-distill``: data, train, evaluate."""
+"""``dgiqa-distill``: data, train, evaluate; convert and score for the teacher."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dgiqa_stream.cli._score import Format
 from dgiqa_stream.errors import ConfigError, DgiqaError, SourceError
 from distill.process import command_line, keep_freed_memory
 from distill.say import say
 
+
+class Protocol(StrEnum):
+    """Where a teacher's crops lie."""
+
+    GRID = "grid"
+    OFFICIAL = "official"
+
+
 app = typer.Typer(
     name="dgiqa-distill",
-    help="Make the models: pack data, train a student, evaluate a model.",
+    help="Make the models: pack data, train a student, evaluate a model, ask the teacher.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -138,6 +148,77 @@ def evaluate(
     if "ladders" in result:
         summary["ladders"] = result["ladders"]["ladders"]
     print(json.dumps(summary, indent=1))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A published DGIQA .pth.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors to write.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="What it was trained with; Swin-T unless given.")
+    ] = None,
+    version: Annotated[str, typer.Option(help="What to call these weights.")] = "published",
+) -> None:
+    """Convert a teacher's checkpoint to safetensors that say what they hold."""
+    from distill.models.backbones import SWIN
+    from distill.models.official import convert_official
+
+    convert_official(checkpoint, output, backbone=backbone or SWIN, version=version)
+    say(f"{output}: the teacher of {checkpoint.name}")
+
+
+@app.command()
+def score(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH...", help="Videos, pictures, folders, or -.")
+    ],
+    *,
+    teacher: Annotated[Path, typer.Option(help="Its .safetensors, or a published .pth.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="What a .pth was trained with; a safetensors knows.")
+    ] = None,
+    depth: Annotated[
+        str | None,
+        typer.Option(
+            help="hf:ID, hf:FOLDER, a folder of maps, or classical (a stand-in); the published "
+            "network unless given."
+        ),
+    ] = None,
+    depth_cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps a depth network's maps.")
+    ] = None,
+    protocol: Annotated[Protocol, typer.Option(help="Where crops lie.")] = Protocol.GRID,
+    crops: Annotated[int | None, typer.Option(help="Crops; of a grid 1, 4, 9, 16 …")] = None,
+    seed: Annotated[int, typer.Option(help="Of the official protocol's places.")] = 42,
+    format: Annotated[Format, typer.Option("--format", "-f")] = Format.CSV,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE")] = "-",
+    fps: Annotated[float | None, typer.Option(help="Score so many frames a second.")] = None,
+    every: Annotated[int | None, typer.Option(help="Score each Nth frame.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
+) -> None:
+    """Score with the teacher, for audits: slow, rows as of `dgiqa-stream score`."""
+    import torch
+
+    from distill.audit import AuditRequest, run_audit
+    from distill.data.depth import PUBLISHED_DEPTH
+
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    request = AuditRequest(
+        teacher=teacher,
+        backbone=backbone,
+        depth=depth or PUBLISHED_DEPTH,
+        depth_cache=depth_cache,
+        protocol=protocol.value,
+        num_crops=crops,
+        seed=seed,
+        fps=fps,
+        every=every,
+        device=device,
+    )
+    raise typer.Exit(run_audit(paths, request, format=format, output=output, quiet=quiet))
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ class MobileNetPyramid(nn.Module):
         return tuple(CHANNELS[j] for j in self.STAGE_ENDS)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) to (B, C_j, H/s, W/s) of 24, 64, 96, 320 channels at strides 4, 8, 16, 32."""
+        """(B, 3, H, W) to 24, 64, 96 and 320 channels, (B, C_j, H/s, W/s) for s in 4, 8, 16, 32."""
         maps = []
         x = F.relu(self.stem(x * self.gain + self.shift))  # (B, 32, H/2, W/2)
         for j, block in enumerate(self.blocks):

@@ -19,7 +19,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
+from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError, SinkError
 from dgiqa_stream.versions import package_version
 from distill.models.backbones import SWIN
 from distill.models.teacher import Dgiqa, TeacherSpec
@@ -121,6 +121,24 @@ def load_official(path: Path, *, backbone: str = SWIN) -> Dgiqa:
     else:
         say(f"{path.name} is converted: later loads take {beside.name} as long as both agree")
     return model
+
+
+def convert_official(
+    path: Path, target: Path, *, backbone: str = SWIN, version: str = "published"
+) -> None:
+    """Write a published checkpoint as safetensors; raises as :func:`load_official` does.
+
+    Also :class:`ConfigError` where the target is not named ``.safetensors`` or is the source.
+    """
+    if target.suffix != ".safetensors" or target.resolve() == path.resolve():
+        raise ConfigError(f"output {target} must be another file, named .safetensors")
+    if not path.is_file():
+        raise ModelError(f"no checkpoint at {path}: give a published .pth")
+    model = _fitted(TeacherSpec(backbone), _read_pickle(path), path)
+    try:
+        save_teacher(model, target, version=version, source=path)
+    except OSError as exc:
+        raise SinkError(f"cannot write {target}: {exc.strerror}; choose another -o") from exc
 
 
 def save_teacher(model: Dgiqa, path: Path, *, version: str, source: Path | None = None) -> None:

@@ -49,7 +49,7 @@ def tiny(tiny_spec):
 
 
 def older(state, *, timm08=False):
-    """The same tensors under an earlier release's names, as an earlier timm would also have them."""
+    """The same tensors under an earlier release's names, and an earlier timm's."""
     renamed = {}
     for key, tensor in state.items():
         key = key.replace("tcb", "tsb").replace("refinement_attention", "spatialattention")
