@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgiqa_stream.errors import ConfigError
 from distill.data.datasets import DATASETS, RatedItem
-from distill.evaluation.agreement import NUM_RESAMPLES
+from distill.evaluation.agreement import FEWEST_PICTURES, NUM_RESAMPLES
 from distill.process import command_line
 from distill.say import say
+
+if TYPE_CHECKING:
+    from dgiqa_stream.scorer import Scorer
 
 app = typer.Typer(
     name="judge",
@@ -43,6 +46,10 @@ def pictures(
     recipe: Annotated[Path, typer.Option(help="Its views are those of --student.")] = Path(
         "configs/distill/student.toml"
     ),
+    teacher: Annotated[Path | None, typer.Option(help="A teacher, .safetensors or .pth.")] = None,
+    depth: Annotated[
+        str, typer.Option(help="The teacher's depth: classical, hf:ID, hf:FOLDER or a folder.")
+    ] = "classical",
     root: Folder = None,
     split: Split = "test",
     worst: Worst = 0.0,
@@ -54,23 +61,29 @@ def pictures(
     seed: Seed = 0,
 ) -> None:
     """Agreement with MOS by degradation, ladders, and each model against the first."""
+    from dgiqa_stream.scorer import load_scorer
     from distill.evaluation.pictures import judge_pictures
-    from distill.evaluation.predictors import Predictor, onnx_predictor, student_predictor
+    from distill.evaluation.predictors import scorer_predictor, student_predictor
     from distill.evaluation.tables import markdown, read_result, write_result
     from distill.recipe import load_recipe
 
-    names = [Path(m).name for m in model or []] + [_run_and_file(s) for s in student or []]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"give models of different file names (--model, --student), not {names}")
     items, span = _rated(rated, root, split, worst, best)
-    say(f"{len(items)} pictures, {len(names)} models")
     with contextlib.ExitStack() as opened:
-        predictors: dict[str, Predictor] = {
-            Path(m).name: opened.enter_context(onnx_predictor(m)) for m in model or []
-        }
+        scorers = {Path(m).name: opened.enter_context(load_scorer(m)) for m in model or []}
+        predictors = {name: scorer_predictor(scorer) for name, scorer in scorers.items()}
         for checkpoint in student or []:
             views = load_recipe(recipe).views
             predictors[_run_and_file(checkpoint)] = student_predictor(checkpoint, views)
+        if teacher is not None:
+            scorers[teacher.name] = opened.enter_context(_teacher(teacher, depth))
+            predictors[teacher.name] = scorer_predictor(scorers[teacher.name])
+        num_given = len(model or []) + len(student or []) + (teacher is not None)
+        if not num_given or len(predictors) < num_given:
+            raise ConfigError(
+                "give models of different file names with --model, --student or --teacher, not "
+                f"{list(predictors)}"
+            )
+        say(f"{len(items)} pictures, {num_given} models")
         result = judge_pictures(
             items,
             predictors,
@@ -80,6 +93,7 @@ def pictures(
             num_resamples=num_resamples,
             seed=seed,
         )
+        result["served"] = {name: _about(scorer) for name, scorer in scorers.items()}
     write_result(result, output, command=command_line())
     typer.echo(markdown(read_result(output)))
 
@@ -113,7 +127,7 @@ def clips(
             config=settings,
             on_clip=lambda clip: say(f"{clip.name}: {clip.error or f'{clip.num_frames} frames'}"),
         )
-        about = {"version": scorer.manifest.version, "sha256": scorer.manifest.sha256}
+        served = {Path(model).name: _about(scorer)}
     result = judge_clips(
         scored,
         set_name=_set_name(rated, split),
@@ -121,7 +135,7 @@ def clips(
         num_resamples=num_resamples,
         seed=seed,
     )
-    write_result({**result, "model": {Path(model).name: about}}, output, command=command_line())
+    write_result({**result, "served": served}, output, command=command_line())
     typer.echo(markdown(read_result(output)))
 
 
@@ -134,6 +148,18 @@ def table(
 
     for result in results:
         typer.echo(markdown(read_result(result)))
+
+
+def _about(scorer: Scorer) -> dict[str, str]:
+    return {"version": scorer.manifest.version, "sha256": scorer.manifest.sha256}
+
+
+def _teacher(path: Path, depth: str) -> Scorer:
+    from distill.data.depth import open_depth
+    from distill.models.official import open_teacher
+    from distill.teacher_score import teacher_scorer
+
+    return teacher_scorer(open_teacher(path), open_depth(depth), path=path)
 
 
 def _run_and_file(checkpoint: Path) -> str:
@@ -155,9 +181,17 @@ def _rated(
     if rated not in DATASETS:
         if not Path(rated).is_file():
             raise ConfigError(f"no rated set or CSV {rated!r}; known: {', '.join(DATASETS)}")
-        return read_table(Path(rated), worst=worst, best=best), abs(best - worst)
-    if root is None:
+        items, span = read_table(Path(rated), worst=worst, best=best), abs(best - worst)
+        items = [item for item in items if split in ("all", item.split)]
+    elif root is None:
         raise ConfigError(f"{rated} needs --root: the folder its release was unpacked to")
-    known = DATASETS[rated]
-    part = None if split == "all" else split
-    return load_dataset(rated, root, split=part), abs(known.best - known.worst)
+    else:
+        known = DATASETS[rated]
+        items = load_dataset(rated, root, split=None if split == "all" else split)
+        span = abs(known.best - known.worst)
+    if len(items) < FEWEST_PICTURES:  # told before an hour of scoring, not after it
+        raise ValueError(
+            f"{rated} has {len(items)} files in part {split!r}: {FEWEST_PICTURES} are the fewest "
+            "to judge on"
+        )
+    return items, span

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -65,6 +66,7 @@ def judge_pictures(
             for name, x in scores.items()
             if name != first
         },
+        "too_few": _too_few(items),
         "tolerance_points": TOLERANCE_POINTS,
         "scores": {
             item.name: {name: round(float(x[i]), 3) for name, x in scores.items()}
@@ -95,6 +97,12 @@ def _by_degradation(
         return {}
     groups = by_group(scores, mos, kinds, **settings)
     return {kind or "none": as_json(found) for kind, found in groups.items()}
+
+
+def _too_few(items: Sequence[RatedItem]) -> dict[str, int]:
+    """Degradations that are left out, with their number of pictures."""
+    counts = Counter(item.degradation or "none" for item in items)
+    return {kind: n for kind, n in sorted(counts.items()) if n < FEWEST_PICTURES}
 
 
 def _ladders(

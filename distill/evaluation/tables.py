@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,10 +39,9 @@ def read_table(table: Path, *, worst: float = 0.0, best: float = 1.0) -> list[Ra
             f"{len(missing)} of {len(items)} files of {table.name} are not there, first "
             f"{missing[0]!r}: paths are relative to the table"
         )
-    names = [item.name for item in items]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{table.name} names {twice!r} more than once")
+    twice = [name for name, times in Counter(item.name for item in items).items() if times > 1]
+    if twice:
+        raise ValueError(f"{table.name} names {twice[0]!r} more than once")
     return items
 
 

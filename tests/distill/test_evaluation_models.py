@@ -24,9 +24,9 @@ from distill.data.degrade import encode  # noqa: E402
 from distill.evaluation import commands  # noqa: E402
 from distill.evaluation.pictures import judge_pictures  # noqa: E402
 from distill.evaluation.predictors import (  # noqa: E402
-    onnx_predictor,
+    depth_free_predictor,
+    scorer_predictor,
     student_predictor,
-    teacher_predictor,
 )
 from distill.evaluation.tables import (  # noqa: E402
     markdown,
@@ -191,9 +191,9 @@ def test_a_scale_may_run_the_other_way(tmp_path):
 def test_the_served_model_scores_as_the_runtime_does(items):
     """The predictor of a shipped model gives the very scores of the runtime's scorer."""
     paths = [item.path for item in items[:10]]  # more than one batch
-    with onnx_predictor("student") as predict, load_scorer("student") as scorer:
+    with load_scorer("student") as scorer:
         rgb = cv2.cvtColor(cv2.imread(str(paths[9])), cv2.COLOR_BGR2RGB)
-        found = predict(paths)
+        found = scorer_predictor(scorer)(paths)
         assert found.shape == (10,)
         assert found[9] == pytest.approx(scorer.score(rgb), abs=1e-6)
 
@@ -213,41 +213,73 @@ def test_a_checkpoint_scores_as_its_student(items, checkpoint, recipe):
 
 
 class Brightness(torch.nn.Module):
-    """A teacher that takes brightness for quality, and depth for twice as good."""
+    """A teacher that takes the red of a crop for its quality and has no use for depth."""
 
-    def forward(self, picture, depth=None):
-        """The mean of the first colour, un-normalised, plus twice the depth's."""
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([0.229, 0.485]))  # ImageNet's
 
-        def mean(x):
-            return (x[:, 0] * 0.229 + 0.485).mean((1, 2))
+    def forward(self, picture, depth):
+        """The mean of red before it was normalised."""
+        assert (depth < 0).all()  # a normalised 0
+        return (picture[:, 0] * self.scale[0] + self.scale[1]).mean((1, 2))
 
-        return mean(picture) + (0 if depth is None else 2 * mean(depth))
 
-
-def test_a_teacher_sees_five_fixed_crops(tmp_path):
-    """Of a picture of 448x448, black but for a white square of 224 in one corner, the five crops
-    see 1, 0, 0, 0 and a quarter of white; scores do not change from call to call.
+def test_a_teacher_sees_a_fixed_grid_of_crops(tmp_path):
+    """Of a picture of 384x384 whose left 80 columns are white, crops at 0, 80 and 160 see 80/224
+    of white, 0 and 0; scores do not change from call to call.
     """
-    picture = np.zeros((448, 448, 3), np.uint8)
-    picture[:224, :224] = 255
-    path = tmp_path / "corner.png"
+    picture = np.zeros((384, 384, 3), np.uint8)
+    picture[:, :80] = 255
+    path = tmp_path / "left.png"
     cv2.imwrite(str(path), picture)
-    predict = teacher_predictor(Brightness(), short_px=448)
+    predict = depth_free_predictor(Brightness())
     (found,) = predict([path])
-    assert found == pytest.approx(100 * (1 + 0.25) / 5, abs=0.1)
+    assert found == pytest.approx(100 * (80 / 224) / 3, abs=0.05)
     assert predict([path]) == found
 
 
-def test_a_teacher_gets_the_depth_of_the_same_crops(tmp_path):
-    """A depth that is the picture's brightness, on whatever scale, adds twice the score."""
-    picture = np.zeros((300, 400, 3), np.uint8)
-    picture[:, :150] = 255
-    cv2.imwrite(str(tmp_path / "half.png"), picture)
-    plain, deep = (
-        teacher_predictor(Brightness(), depth_of=depth_of)([tmp_path / "half.png"])
-        for depth_of in (None, lambda rgb: rgb[:, :, 0] * np.float32(-0.01) * -7 + 3)
-    )
-    assert deep[0] == pytest.approx(3 * plain[0], rel=1e-3)
+def test_the_second_teacher_can_be_judged(items):
+    """A GlintIQA-style teacher of random weights gives one finite score on 0..100 a picture."""
+    pytest.importorskip("timm")
+    from distill.models.glint import GlintConfig, GlintIQA
+
+    options = {"depth": 4, "embed_dim": 24, "num_heads": 3}
+    teacher = GlintIQA(GlintConfig("vit_tiny_patch16_224", "test_resnet", vit_options=options))
+    found = depth_free_predictor(teacher)([item.path for item in items[:2]])
+    assert found.shape == (2,)
+    assert ((found > 0) & (found < 100)).all()
+
+
+def test_a_teacher_with_depth_is_told_where_pictures_lie(items, tmp_path):
+    """DGIQA with depth maps from a folder scores each picture with its own map, as its scorer does
+    for that picture alone.
+    """
+    pytest.importorskip("timm")
+    from distill.data.build import read_picture
+    from distill.data.depth import open_depth
+    from distill.models.official import LoadedTeacher
+    from distill.models.teacher import Dgiqa, TeacherSpec
+    from distill.teacher_score import GridProtocol, teacher_scorer
+
+    paths = [item.path for item in items[:2]]
+    for shift, path in enumerate(paths):
+        ramp = np.tile(np.linspace(0, 255, 240), (230, 1)) * (1 - shift)
+        cv2.imwrite(str(tmp_path / f"{path.stem}.png"), ramp.astype(np.uint8))
+    torch.manual_seed(1)
+    spec = TeacherSpec("mobilenetv2", (8, 8, 8, 8), num_heads=4, pooled_channels=16)
+    teacher = LoadedTeacher(Dgiqa(spec).eval(), "0", "0" * 64, 1)
+    depth = open_depth(str(tmp_path))
+    with teacher_scorer(
+        teacher, depth, path=tmp_path / "t", protocol=GridProtocol(1, 1), device="cpu"
+    ) as scorer:
+        found = scorer_predictor(scorer)(paths)
+        with scorer.reading(str(paths[1])):
+            alone = scorer.predict([read_picture(paths[1])])[0].score
+        with scorer.reading(str(paths[0])):
+            other_map = scorer.predict([read_picture(paths[1])])[0].score
+    assert found[1] == pytest.approx(alone)
+    assert abs(other_map - alone) > 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +370,9 @@ def test_the_commands_judge_and_print(rated, clips, checkpoint, recipe_file, tmp
     done = runner.invoke(commands.app, [str(word) for word in call], catch_exceptions=False)
     assert done.exit_code == 0
     assert f"| {checkpoint.parent.name}/best.pt | blur |" in done.output
-    assert json.loads(output.read_text())["mos_span"] == 4
+    result = json.loads(output.read_text())
+    assert result["mos_span"] == 4
+    assert list(result["served"]) == ["student"]
     again = runner.invoke(commands.app, ["table", str(output)], catch_exceptions=False)
     assert again.output.strip() in done.output
 
@@ -347,7 +381,7 @@ def test_the_commands_judge_and_print(rated, clips, checkpoint, recipe_file, tmp
     call = ["clips", tmp_path / "clips.csv", "-o", tmp_path / "clips.json", *few]
     done = runner.invoke(commands.app, [str(word) for word in call], catch_exceptions=False)
     assert "| mean | 6 | " in done.output
-    assert json.loads((tmp_path / "clips.json").read_text())["model"]["student"]["sha256"]
+    assert json.loads((tmp_path / "clips.json").read_text())["served"]["student"]["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -355,10 +389,16 @@ def test_the_commands_judge_and_print(rated, clips, checkpoint, recipe_file, tmp
     [
         (["pictures", "koniq10k", "-o", "x.json", "--model", "student"], "koniq10k needs --root"),
         (["pictures", "koniq9k", "-o", "x.json", "--model", "student"], "no rated set .*koniq9k"),
-        (["pictures", "koniq10k", "-o", "x.json"], "give models"),
+        (["pictures", "TABLE", "-o", "x.json"], "give models"),
+        (
+            ["pictures", "TABLE", "-o", "x.json", "--split", "train", "--model", "student"],
+            "has 0 files in part 'train'",
+        ),
     ],
 )
-def test_commands_say_what_is_missing(words, message):
-    """A set without its folder, an unknown set and no model are each one clear error."""
-    with pytest.raises(ConfigError, match=message):
-        CliRunner().invoke(commands.app, words, catch_exceptions=False)
+def test_commands_say_what_is_missing(rated, words, message):
+    """A set without its folder, an unknown set, no model and an empty part: one error each."""
+    words = [str(rated) if word == "TABLE" else word for word in words]
+    mos = ["--worst", "1", "--best", "5"]
+    with pytest.raises((ConfigError, ValueError), match=message):
+        CliRunner().invoke(commands.app, [*words, *mos], catch_exceptions=False)
