@@ -1,0 +1,75 @@
+"""``shards``: a command to be registered with an app by ``app.command()(shards)``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dgiqa_stream.errors import ConfigError
+from distill.process import command_line
+from distill.say import say
+
+
+def shards(
+    folder: Annotated[Path, typer.Argument(help="Folder to write, or to go on with.")],
+    *,
+    pristine: Annotated[
+        Path | None, typer.Option(help="Folder of clean pictures (.webp, .png) to degrade.")
+    ] = None,
+    rated: Annotated[
+        list[str] | None, typer.Option(help="A rated set and its folder, as biq2021=FOLDER.")
+    ] = None,
+    degradations: Annotated[
+        str, typer.Option(help="Ladders to make, with commas between; all by default.")
+    ] = "",
+    chains: Annotated[int, typer.Option(help="Random chains for each clean picture.")] = 4,
+    pseudo_mos: Annotated[
+        bool, typer.Option(help="Rate degraded pictures by full-reference measures.")
+    ] = True,
+    longest_px: Annotated[int, typer.Option(help="Larger pictures are reduced to it.")] = 1088,
+    seed: Annotated[int, typer.Option(help="Of ladders, chains and drawn splits.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    max_left_out: Annotated[
+        int, typer.Option(help="So many unreadable pictures are passed over.")
+    ] = 20,
+) -> None:
+    """Put rated, clean and degraded pictures with their labels into small files.
+
+    Interrupt it at will: the same command goes on where it stopped.
+    """
+    from distill.data.build_shards import build_shards, plan_jobs
+    from distill.data.datasets import load_dataset
+    from distill.data.degradations import PICTURE_DEGRADATIONS
+    from distill.data.pseudo_mos import has_ssimulacra2
+    from distill.data.shard_records import ShardSettings
+
+    sets = dict(_name_and_folder(text) for text in rated or ())
+    items = {name: load_dataset(name, root, seed=seed) for name, root in sets.items()}
+    chosen = tuple(word.strip() for word in degradations.split(",") if word.strip())
+    settings = ShardSettings(
+        seed=seed,
+        degradations=chosen or PICTURE_DEGRADATIONS,
+        num_chains=chains,
+        pseudo_mos=pseudo_mos,
+        ssimulacra2=pseudo_mos and has_ssimulacra2(),
+        longest_px=longest_px,
+    )
+    manifest = build_shards(
+        folder,
+        plan_jobs(pristine, items),
+        settings=settings,
+        made_by=command_line(),
+        workers=workers,
+        max_left_out=max_left_out,
+    )
+    total = ", ".join(f"{number} {split}" for split, number in manifest.num_pictures.items())
+    say(f"{len(manifest.shards)} shards in {folder}: {total}")
+
+
+def _name_and_folder(text: str) -> tuple[str, Path]:
+    name, equals, root = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--rated {text!r} is not NAME=FOLDER")
+    return name, Path(root)

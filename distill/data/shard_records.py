@@ -1,0 +1,205 @@
+"""What goes into shards: the pictures of one job with their records, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import msgspec
+import numpy as np
+
+from dgiqa_stream.errors import SourceError
+from dgiqa_stream.preprocess import reduced_rgb
+from distill.data import pseudo_mos as full_reference
+from distill.data.build import read_picture
+from distill.data.codecs import Rgb
+from distill.data.datasets import RatedItem
+from distill.data.degradations import (
+    DEGRADATIONS,
+    PICTURE_DEGRADATIONS,
+    Chain,
+    chain,
+    degradation,
+    ladder_rng,
+)
+from distill.data.shards import MAX_SHARD_BYTES, LeftOut, ShardRecord
+
+_NOT_A_PICTURE = (av.FFmpegError, SourceError, OSError, StopIteration, ValueError)
+
+
+class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides the bytes of shards, besides the pictures."""
+
+    seed: int = 0
+    degradations: tuple[str, ...] = PICTURE_DEGRADATIONS
+    num_chains: int = 4
+    """Random pairs of degradations for each clean picture."""
+    pseudo_mos: bool = True
+    ssimulacra2: bool = False
+    """Whether it joins the measures of codecs."""
+    longest_px: int = 1088
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class CleanPicture:
+    """A clean picture whose ladders are made."""
+
+    path: Path
+    split: str
+    source: str
+
+    @property
+    def content(self) -> str:
+        """Its name without the suffix."""
+        return self.path.stem
+
+
+@dataclass(frozen=True, slots=True)
+class RatedPicture:
+    """A picture of a rated set."""
+
+    item: RatedItem
+    source: str
+
+
+Job = CleanPicture | tuple[RatedPicture, ...]
+
+
+def job_pictures(
+    job: Job, settings: ShardSettings, left_out: list[LeftOut]
+) -> Iterator[tuple[ShardRecord, Rgb]]:
+    """Every picture of a job with its record; what cannot be read is put on ``left_out``."""
+    if isinstance(job, CleanPicture):
+        return _clean_records(job, settings, left_out)
+    return _rated_records(job, settings, left_out)
+
+
+def read_rgb(path: Path, *, longest_px: int) -> Rgb:
+    """A still picture as uint8 RGB (H, W, 3), upright and no longer than ``longest_px``.
+
+    Raises one of PyAV's errors, ``OSError`` or ``ValueError`` for a file that is no whole picture.
+    """
+    ending = path.read_bytes()[-4096:]
+    if path.suffix.lower() in (".jpg", ".jpeg") and b"\xff\xd9" not in ending:
+        raise ValueError("the JPEG is cut off")  # FFmpeg would fill the rest with grey
+    return np.asarray(reduced_rgb(read_picture(path), longest_px=longest_px), np.uint8)
+
+
+def _rated_records(
+    job: Sequence[RatedPicture], settings: ShardSettings, left_out: list[LeftOut]
+) -> Iterator[tuple[ShardRecord, Rgb]]:
+    for picture in job:
+        item = picture.item
+        try:
+            rgb = read_rgb(item.path, longest_px=settings.longest_px)
+        except _NOT_A_PICTURE as exc:
+            left_out.append(LeftOut(f"{picture.source}/{item.name}", _reason(exc)))
+            continue
+        record = ShardRecord(
+            f"{picture.source}/{item.name}",
+            f"{picture.source}/{item.content}",
+            item.split,
+            picture.source,
+            mos=round(item.mos, 6),
+            mos_std=None if item.mos_std is None else round(item.mos_std, 6),
+            degradation=item.degradation,
+            level=item.level,
+        )
+        yield record, rgb
+
+
+def _reason(exc: BaseException) -> str:
+    """Without folders: it goes into the manifest."""
+    if isinstance(exc, av.FFmpegError | OSError):
+        return str(exc.strerror or type(exc).__name__)
+    return str(exc) or "no picture in it"
+
+
+def _clean_records(
+    job: CleanPicture, settings: ShardSettings, left_out: list[LeftOut]
+) -> Iterator[tuple[ShardRecord, Rgb]]:
+    """The clean picture, then every ladder by rising level, then the chains."""
+    try:
+        clean = read_rgb(job.path, longest_px=settings.longest_px)
+        if min(clean.shape[:2]) < full_reference.SHORTEST_PX:
+            raise ValueError(f"{full_reference.SHORTEST_PX} px or more on a side are needed")
+    except _NOT_A_PICTURE as exc:
+        left_out.append(LeftOut(f"{job.source}/{job.path.name}", _reason(exc)))
+        return
+    base = ShardRecord(f"{job.content}/clean", job.content, job.split, job.source, level=0)
+    rated = {"pseudo_mos": 1.0, "confidence": 1.0} if settings.pseudo_mos else {}
+    yield msgspec.structs.replace(base, degradation="clean", **rated), clean
+    for name in settings.degradations:
+        yield from _ladder_records(base, clean, name, settings)
+    rng = ladder_rng(settings.seed, job.content, "chains")
+    for number in range(settings.num_chains):
+        made = random_chain(rng, settings.degradations)
+        yield _chain_record(base, clean, made, number, settings)
+
+
+def _measures(names: Sequence[str], settings: ShardSettings) -> Sequence[str]:
+    """SSIMULACRA2 was made for codecs: it joins where nothing but a codec was at work."""
+    codecs_only = all(DEGRADATIONS[name].kind == "codec" for name in names)
+    with_it = settings.ssimulacra2 and codecs_only
+    return full_reference.CODEC_ENSEMBLE if with_it else full_reference.ENSEMBLE
+
+
+def _ladder_records(
+    base: ShardRecord, clean: Rgb, name: str, settings: ShardSettings
+) -> Iterator[tuple[ShardRecord, Rgb]]:
+    chosen, ladder_id = degradation(name), f"{base.content}/{name}"
+    levels = range(1, chosen.num_levels + 1)
+    pictures = [
+        chosen.apply(clean, level, ladder_rng(settings.seed, base.content, name))
+        for level in levels
+    ]
+    rated: list[full_reference.PseudoMos | None] = [None for _ in levels]
+    if settings.pseudo_mos:
+        measures = _measures([name], settings)
+        each = [full_reference.pseudo_mos(clean, p, measures=measures) for p in pictures]
+        rated = list(full_reference.order_ladder(each))
+    for level, rgb, made in zip(levels, pictures, rated, strict=True):
+        record = msgspec.structs.replace(
+            base, name=f"{ladder_id}/{level}", ladder=ladder_id, degradation=name, level=level
+        )
+        yield _with_pseudo_mos(record, made), rgb
+
+
+def random_chain(rng: np.random.Generator, names: Sequence[str]) -> Chain:
+    """Two different degradations at random levels, a codec last where there is one."""
+    first, second = (str(name) for name in rng.choice(names, 2, replace=len(names) < 2))
+    if DEGRADATIONS[first].kind != "still" and DEGRADATIONS[second].kind == "still":
+        first, second = second, first  # the scene and the camera come before the stream
+    return chain(
+        *((n, int(rng.integers(1, DEGRADATIONS[n].num_levels + 1))) for n in (first, second))
+    )
+
+
+def _chain_record(
+    base: ShardRecord, clean: Rgb, made: Chain, number: int, settings: ShardSettings
+) -> tuple[ShardRecord, Rgb]:
+    key = f"chain{number}"
+    rgb = made.apply(clean, ladder_rng(settings.seed, base.content, key))
+    record = msgspec.structs.replace(
+        base, name=f"{base.content}/{key}", degradation=made.name, level=None
+    )
+    if not settings.pseudo_mos:
+        return record, rgb
+    components = made.components(clean, ladder_rng(settings.seed, base.content, key))
+    measures = _measures([step.name for step, _ in made.steps], settings)
+    rated = full_reference.pseudo_mos(clean, rgb, measures=measures, components=components)
+    return _with_pseudo_mos(record, rated), rgb
+
+
+def _with_pseudo_mos(record: ShardRecord, made: full_reference.PseudoMos | None) -> ShardRecord:
+    if made is None:
+        return record
+    return msgspec.structs.replace(
+        record,
+        pseudo_mos=round(made.score, 6),
+        confidence=round(made.confidence, 6),
+        impairments={name: round(value, 6) for name, value in made.impairments.items()},
+    )
