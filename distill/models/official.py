@@ -160,7 +160,10 @@ def save_teacher(model: Dgiqa, path: Path, *, version: str, source: Path | None 
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        beside.touch()
+        mode = beside.stat().st_mode  # safetensors makes files that only their maker may read
         save_file(tensors, beside, metadata={"dgiqa": msgspec.json.encode(about).decode()})
+        beside.chmod(mode)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -212,6 +212,8 @@ def test_a_teacher_tells_what_it_is(tmp_path):
     assert not opened.model.training
     assert opened.version == "0.2.0"
     assert opened.size_bytes == path.stat().st_size
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     with pytest.raises(ConfigError, match="of backbone resnet10t, not mobilenetv2"):
         open_teacher(path, backbone="mobilenetv2")
 
