@@ -146,16 +146,23 @@ def _downloaded(name: str) -> Path:
     refused = (OSError, ValueError, errors.HfHubHTTPError)
     with contextlib.suppress(*refused):
         return fetch(is_local=True)
+    if constants.HF_HUB_OFFLINE:
+        raise _unavailable(name, "HF_HUB_OFFLINE is set, and no earlier download is here")
+    if not _answers(constants.ENDPOINT):
+        raise _unavailable(name, f"{constants.ENDPOINT} does not answer")
     try:
-        return fetch(is_local=constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT))
+        return fetch(is_local=False)
     except refused as exc:
         reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise ModelError(
-            f"depth network {name!r} is no folder here and cannot be had from "
-            f"{constants.ENDPOINT} ({reason}). Download it where there is a network "
-            "(`hf download`) and give hf:FOLDER; or give a folder of depth maps, or "
-            "--depth classical"
-        ) from exc
+        raise _unavailable(name, f"{constants.ENDPOINT}: {reason}") from exc
+
+
+def _unavailable(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"depth network {name!r} is no folder here and cannot be downloaded ({reason}). "
+        "Download it where there is a network (`hf download`) and give hf:FOLDER; or give a "
+        "folder of depth maps, or --depth classical"
+    )
 
 
 def _answers(url: str) -> bool:
