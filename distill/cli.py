@@ -1,4 +1,4 @@
-"""``dgiqa-distill``: data, train, evaluate; convert and score for the teacher."""
+"""``dgiqa-distill``: data, shards, train, evaluate, judge; convert and score for the teacher."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import typer
 
 from dgiqa_stream.cli._score import Format
 from dgiqa_stream.errors import ConfigError, DgiqaError, SourceError
+from distill.data.commands import shards
+from distill.evaluation.commands import app as judge_app
 from distill.process import command_line, keep_freed_memory
 from distill.say import say
 
@@ -32,6 +34,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+app.command()(shards)
+app.add_typer(judge_app, name="judge")
 
 
 @app.command()
@@ -224,7 +230,7 @@ def score(
 def main() -> None:
     """Run the command line; errors are one line and an exit code."""
     try:
-        app(auto_envvar_prefix="DGIQA")
+        app(auto_envvar_prefix="DGIQA_DISTILL")
     except ConfigError as exc:
         say(f"error: {exc}")
         sys.exit(2)

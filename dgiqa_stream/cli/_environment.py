@@ -14,8 +14,8 @@ from dgiqa_stream.cli._shared import say
 PREFIX = "DGIQA"
 """Of every option's variable: ``DGIQA_SCORE_FPS`` is ``score --fps``."""
 
-SISTER_COMMANDS = ("data", "train", "evaluate", "export", "qat", "int8", "refit")
-"""Commands of ``dgiqa-distill`` and ``dgiqa-quant``, whose options have variables as well."""
+SISTER_PREFIXES = ("DGIQA_DISTILL", "DGIQA_QUANT")
+"""Of the options of ``dgiqa-distill`` and ``dgiqa-quant``."""
 
 _OTHERS = frozenset({"DGIQA_VERSION"})  # images often hold one
 _OF_TESTS = frozenset({"DGIQA_CHECKOUT", "DGIQA_ODD_MEDIA", "DGIQA_WEIGHTS"})
@@ -38,7 +38,7 @@ def warn_of_unknown_variables(app: typer.Typer, names: Iterable[str], *, command
 def _is_another_programs(name: str) -> bool:
     if name in _OTHERS | _OF_TESTS or _OF_KUBERNETES.search(name):
         return True
-    return name.startswith(tuple(f"{PREFIX}_{command.upper()}_" for command in SISTER_COMMANDS))
+    return name.startswith(tuple(f"{prefix}_" for prefix in SISTER_PREFIXES))
 
 
 def _variables(group: Any) -> Iterator[str]:
