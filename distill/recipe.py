@@ -49,6 +49,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Logits by which neighbouring levels of a ladder should differ."""
     smallest_crop: Share
     """Training crops keep at least this share of each side."""
+    num_steps: Count | None = None
+    """Steps instead of ``num_epochs``; the schedule of the rates ends there."""
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -231,7 +231,8 @@ class _Fit:
                 f"{self.rated_pack.folder} holds {len(self.validation)} pictures for validation, "
                 "2 is the least: raise num_validation and run `dgiqa-distill data` again"
             )
-        self.num_steps = num_steps or self.config.num_epochs * self.rated.steps_per_epoch()
+        whole_epochs = self.config.num_epochs * self.rated.steps_per_epoch()
+        self.num_steps = num_steps or self.config.num_steps or whole_epochs
         self.first, self.best = 0, {"srcc": -1.0}
 
     def _loaders(self) -> tuple[RatedLoader, LadderLoader]:

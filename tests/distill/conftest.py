@@ -94,7 +94,8 @@ def recipe_file(recipe, tmp_path_factory) -> Path:
     for view in made["views"]:
         lines += ["[[views]]", *(f"{k} = {v!r}" for k, v in view.items())]
     for table in ("data", "train"):
-        lines += [f"[{table}]", *(f"{k} = {v!r}" for k, v in made[table].items())]
+        values = {k: v for k, v in made[table].items() if v is not None}
+        lines += [f"[{table}]", *(f"{k} = {v!r}" for k, v in values.items())]
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -19,11 +19,11 @@ def changed(text, old, new):
 
 
 def test_the_published_recipe_loads():
-    """configs/distill/student.toml is a whole recipe of two views of 224 pixels."""
+    """configs/distill/student.toml is a whole recipe of two views of 208 pixels."""
     recipe = load_recipe(STUDENT)
     assert [(v.name, v.shape) for v in recipe.views] == [
-        ("whole", (224, 224, 3)),
-        ("fragments", (224, 224, 3)),
+        ("whole", (208, 208, 3)),
+        ("fragments", (208, 208, 3)),
     ]
     assert recipe.data.num_validation == 1000
 
