@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from dgiqa_stream.errors import ModelError
 from dgiqa_stream.preprocess import ViewSpec
 
-SCHEMA = "dgiqa.manifest/1"
+SCHEMA: Final = "dgiqa.manifest/2"
 DEFAULT_MODEL = "student"
 _MAX_MANIFEST_BYTES = 1 << 20
 
@@ -28,6 +28,8 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a frame becomes the model's inputs; normalisation is inside the graph."""
 
     views: list[ViewSpec]
+    reduction: Literal["halved-bilinear"] = "halved-bilinear"
+    """How a whole view is made small: a model trained on another reduction scores otherwise."""
     color: Literal["rgb"] = "rgb"
     layout: Literal["nhwc"] = "nhwc"
     dtype: Literal["uint8"] = "uint8"
@@ -65,7 +67,7 @@ class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a model file is."""
 
-    schema: Literal["dgiqa.manifest/1"]
+    schema: Literal["dgiqa.manifest/2"]
     id: str
     version: str
     precision: Literal["fp32", "fp16", "int8"]

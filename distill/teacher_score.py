@@ -279,7 +279,7 @@ def teacher_scorer(
 def manifest_of(teacher: LoadedTeacher) -> ModelManifest:
     """What the runtime says of a model, for a teacher: no fixed views, scores as they come."""
     return ModelManifest(
-        schema="dgiqa.manifest/1",
+        schema="dgiqa.manifest/2",
         id=f"dgiqa-teacher-{teacher.model.spec.backbone}",
         version=teacher.version,
         precision="fp32",

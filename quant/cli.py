@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +14,17 @@ from dgiqa_stream.errors import ConfigError, DgiqaError
 from distill.process import command_line, keep_freed_memory
 from distill.say import say
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dgiqa_stream.preprocess import ViewSpec
+    from distill.data.loader import Look
+    from distill.data.packed import Pack, Record
+    from quant.calibration import Views
+    from quant.head import HeadConfig
+
+_BATCH = 8
 app = typer.Typer(
     name="dgiqa-quant",
     help="Export a trained student to ONNX and compress it.",
@@ -110,7 +123,7 @@ def qat(
             chosen, fine_tuning.views, rated=pictures["rated"], degraded=pictures["ladders"]
         )
         tensors = [tuple(map(torch.from_numpy, batch.values())) for batch in batches]
-        points = quantised_points(student.trunk)
+        points = quantised_points(student)
         run.mkdir(parents=True, exist_ok=True)
         save_ranges(find_ranges(student, points, tensors, settings.qat), kept)
     ranges = load_ranges(kept)
@@ -119,7 +132,7 @@ def qat(
         packs,
         run,
         weights=weights,
-        prepare=lambda model: prepare_qat_(quantised_points(model.trunk), ranges),
+        prepare=lambda model: prepare_qat_(quantised_points(model), ranges),
         num_steps=steps,
     )
     say(f"validation SRCC {best['srcc']:.4f} with rounding; weights and ranges in {run}")
@@ -184,41 +197,65 @@ def refit(
     config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
     packs: Annotated[Path, typer.Option(help="Packs to fit on (dgiqa-distill data).")],
 ) -> None:
-    """Fit one head to the features of both precisions; rewrites both files and manifests."""
+    """Distil one head for both precisions from kernel ridge regression; rewrites both files."""
     import msgspec
-    import numpy as np
     import onnx
 
     from dgiqa_stream.manifest import load_model
-    from distill.data.packed import Pack
-    from quant.calibration import views_batch
     from quant.export_onnx import write_successor
-    from quant.head import refit_graphs_
+    from quant.head import head_size, refit_graphs_
     from quant.ptq import load_int8_config
 
     settings = load_int8_config(config).head
     sources = [load_model(model), load_model(quantised)]
-    views = sources[0].manifest.preprocess.views
-    rng = np.random.default_rng(settings.seed)
-    batches, mos = [], []
-    for name, number in (("rated", settings.num_rated), ("ladders", settings.num_degraded)):
-        pack = Pack(packs / name)
-        records = [r for r in pack.records if r.split == "train"]
-        for i in rng.permutation(len(records))[:number]:
-            batches.append(views_batch(pack.planes(records[i]), views))
-            mos.append(np.nan if records[i].mos is None else records[i].mos)
+    batches, mos = _looks(packs, sources[0].manifest.preprocess.views, settings)
     graphs = [onnx.load(s.path) for s in sources]
-    refit_graphs_(graphs[0], graphs[1], batches, np.array(mos, np.float32), settings)
+    size_before = head_size(graphs[0])
+    grown = refit_graphs_(graphs[0], graphs[1], batches, mos, settings) - size_before
     step = {"step": "refit", "settings": msgspec.to_builtins(settings)}
     for graph, source in zip(graphs, sources, strict=True):
-        write_successor(graph, source.path, source.manifest, step=step, made_by=command_line())
-    say(f"{model.name} and {quantised.name}: one head, fitted on {len(batches)} pictures")
+        was = msgspec.structs.replace(
+            source.manifest, num_parameters=source.manifest.num_parameters + grown
+        )
+        write_successor(graph, source.path, was, step=step, made_by=command_line())
+    say(f"{model.name} and {quantised.name}: one head, distilled on {len(mos)} looks at pictures")
+
+
+def _looks(
+    packs: Path, views: Sequence[ViewSpec], settings: HeadConfig
+) -> tuple[Iterator[Views], NDArray[np.float32]]:
+    """Batches of looks and their ratings: rounds of the rated pictures, then degraded ones."""
+    import numpy as np
+
+    from distill.data.loader import random_look, read_ahead, stack, views_of
+    from distill.data.packed import Pack
+
+    fragments = next(v for v in views if v.kind == "fragments")
+    rng = np.random.default_rng(settings.seed)
+    rated, ladders = Pack(packs / "rated"), Pack(packs / "ladders")
+    pictures = [r for r in rated.records if r.split == "train"]
+    degraded = [r for r in ladders.records if r.split == "train"]
+    looks: list[tuple[Pack, Record, Look | None]] = [(rated, r, None) for r in pictures]
+    for _ in range(1, settings.num_looks):
+        looks += [(rated, r, random_look(rng, settings.smallest_crop, fragments)) for r in pictures]
+    chosen = rng.permutation(len(degraded))[: settings.num_degraded]
+    looks += [(ladders, degraded[i], None) for i in chosen]
+
+    def batch(number: int) -> Views:
+        if number % 50 == 0:
+            say(f"{number * _BATCH} of {len(looks)} looks")
+        part = looks[number * _BATCH : (number + 1) * _BATCH]
+        return stack([views_of(pack.planes(r), views, look) for pack, r, look in part])
+
+    mos = [np.nan if r.mos is None else r.mos for _, r, _ in looks]
+    batches = read_ahead(batch, 0, math.ceil(len(looks) / _BATCH))
+    return batches, np.array(mos, np.float32)
 
 
 def main() -> None:
     """Run the command line; errors are one line and an exit code."""
     try:
-        app(auto_envvar_prefix="DGIQA")
+        app(auto_envvar_prefix="DGIQA_QUANT")
     except ConfigError as exc:
         say(f"error: {exc}")
         sys.exit(2)

@@ -9,7 +9,8 @@ derived and applied where the graph is in float anyway.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -69,9 +70,27 @@ def head_nodes(graph: onnx.ModelProto) -> tuple[onnx.NodeProto, onnx.NodeProto]:
 
 
 def outputs_of(
-    graph: onnx.ModelProto, tensor: str, calibration: Sequence[Views]
+    graph: onnx.ModelProto, tensor: str, calibration: Iterable[Views]
 ) -> NDArray[np.float64]:
     """A tensor of the graph for each calibration batch, (N, ...)."""
+    (found,) = outputs_of_each([(graph, tensor)], calibration)
+    return found
+
+
+def outputs_of_each(
+    tensors: Sequence[tuple[onnx.ModelProto, str]], batches: Iterable[Views]
+) -> list[NDArray[np.float64]]:
+    """One tensor of each graph over the same batches, which are made once, (N, ...) each."""
+    sessions = [(_probed(graph, tensor), tensor) for graph, tensor in tensors]
+    found: list[list[NDArray[np.float32]]] = [[] for _ in sessions]
+    for batch in batches:
+        for (session, tensor), values in zip(sessions, found, strict=True):
+            values.append(np.asarray(session.run([tensor], batch)[0]))
+    return [np.concatenate(values).astype(np.float64) for values in found]
+
+
+def _probed(graph: onnx.ModelProto, tensor: str) -> Any:
+    """A session whose output is a tensor of the graph."""
     import onnxruntime as ort
 
     probed = onnx.ModelProto()
@@ -80,11 +99,9 @@ def outputs_of(
     probed.graph.output.append(onnx.ValueInfoProto(name=tensor))
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(
+    return ort.InferenceSession(
         probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found = [np.asarray(session.run([tensor], batch)[0]) for batch in calibration]
-    return np.concatenate(found).astype(np.float64)
 
 
 def constant_of(graph: onnx.ModelProto, name: str) -> NDArray[np.float64]:

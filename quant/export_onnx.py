@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from dgiqa_stream.manifest import (
+    SCHEMA,
     ModelManifest,
     OutputSpec,
     PreprocessSpec,
@@ -103,7 +104,7 @@ def write_model(
         graph.metadata_props.add(key=f"dgiqa.{key}", value=value)
     content = graph.SerializeToString()
     manifest = ModelManifest(
-        schema="dgiqa.manifest/1",
+        schema=SCHEMA,
         id=name,
         version=version,
         precision=precision,  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ from quant.correction import correct_head_
 from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
 
+_NOT_BYTES = "the graph must begin by Cast, Sub, Div of uint8 pictures"
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
@@ -96,7 +97,8 @@ def quantize_onnx(
     """
     if not calibration:
         raise ValueError("calibration needs pictures: the set is empty")
-    normalised, overrides = _exact_input(graph)
+    overrides = _exact_inputs(graph)
+    normalised = list(overrides)
     if ranges is not None:
         overrides |= _trained_ranges(graph, ranges)
     with tempfile.TemporaryDirectory() as folder:
@@ -128,24 +130,37 @@ def quantize_onnx(
 
 
 def _trained_ranges(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, list[dict[str, Any]]]:
-    """Trained ranges by the name of the tensor that has them; nodes come in order of execution."""
-    readers = {name: node for node in graph.graph.node for name in node.input}
-    convs = [n for n in graph.graph.node if n.op_type == "Conv"]
-    adds = [n for n in graph.graph.node if n.op_type == "Add"]
-    if (len(convs), len(adds)) != (len(ranges.conv), len(ranges.add)):
-        raise ValueError(
-            f"ranges of {len(ranges.conv)} convolutions and {len(ranges.add)} additions do not fit "
-            f"a graph with {len(convs)} and {len(adds)}: they come from another model"
-        )
-    found: dict[str, list[dict[str, Any]]] = {}
-    for node, span in zip([*convs, *adds], [*ranges.conv, *ranges.add], strict=True):
-        reader = readers.get(node.output[0])
-        names = [node.output[0]]
-        if reader is not None and reader.op_type == "Relu":
-            names.append(reader.output[0])
-        for name in names:
-            found[name] = [_exact_range(*span)]
-    return found
+    """Trained ranges by the name of each tensor that has one.
+
+    A convolution is known by its weight, an addition by its last operand's convolution: the
+    projection that ends its block.
+    """
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    spans: dict[str, tuple[float, float]] = {}
+    used: set[str] = set()
+    for node in graph.graph.node:
+        if node.op_type == "Conv":
+            module, known = node.input[1].removesuffix(".weight"), ranges.conv
+        elif node.op_type == "Add" and makers[node.input[1]].op_type == "Conv":
+            weight = makers[node.input[1]].input[1]
+            module, known = weight.removesuffix(".weight").rpartition(".")[0], ranges.add
+        else:
+            continue
+        if module not in known:
+            raise ValueError(f"ranges hold none of {module!r}: they come from another model")
+        used.add(module)
+        spans[node.output[0]] = known[module]
+        for reader in readers[node.output[0]]:
+            if reader.op_type == "Relu":
+                spans[reader.output[0]] = known[module]
+    unused = {*ranges.conv, *ranges.add} - used
+    if unused:
+        raise ValueError(f"the graph lacks {sorted(unused)[0]!r} of the ranges: another model's")
+    return {name: [_exact_range(*span)] for name, span in spans.items()}
 
 
 def _exact_range(low: float, high: float) -> dict[str, Any]:
@@ -159,40 +174,46 @@ def _exact_range(low: float, high: float) -> dict[str, Any]:
     }
 
 
-def _exact_input(graph: onnx.ModelProto) -> tuple[str, dict[str, list[dict[str, Any]]]]:
-    """The normalised picture's tensor and the scale and zero point that lose nothing of it."""
+def _exact_inputs(graph: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+    """The normalised pictures' tensors, with the scale and zero point that lose nothing of them."""
     constants = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
     by_input = {node.input[0]: node for node in graph.graph.node if node.input}
-    cast = next((n for n in graph.graph.node if n.op_type == "Cast"), None)
-    sub = by_input.get(cast.output[0]) if cast else None
-    div = by_input.get(sub.output[0]) if sub else None
-    if sub is None or div is None or (sub.op_type, div.op_type) != ("Sub", "Div"):
-        raise ValueError("the graph must begin by Cast, Sub, Div of uint8 pictures")
-    mean, std = (float(constants[node.input[1]]) for node in (sub, div))
-    if not mean.is_integer() or not 0 <= mean <= 255:
-        raise ValueError(f"the input mean {mean} must be a whole number of 8-bit steps")
-    exact = {
-        "quant_type": QuantType.QUInt8,
-        "scale": np.array(1.0 / std, np.float32),
-        "zero_point": np.array(int(mean), np.uint8),
-    }
-    return div.output[0], {div.output[0]: [exact]}
+    found = {}
+    for cast in (n for n in graph.graph.node if n.op_type == "Cast"):
+        sub = by_input.get(cast.output[0])
+        div = by_input.get(sub.output[0]) if sub else None
+        if sub is None or div is None or (sub.op_type, div.op_type) != ("Sub", "Div"):
+            raise ValueError(_NOT_BYTES)
+        mean, std = (float(constants[node.input[1]]) for node in (sub, div))
+        if not mean.is_integer() or not 0 <= mean <= 255:
+            raise ValueError(f"the input mean {mean} must be a whole number of 8-bit steps")
+        exact = {
+            "quant_type": QuantType.QUInt8,
+            "scale": np.array(1.0 / std, np.float32),
+            "zero_point": np.array(int(mean), np.uint8),
+        }
+        found[div.output[0]] = [exact]
+    if not found:
+        raise ValueError(_NOT_BYTES)
+    return found
 
 
-def _take_bytes(graph: onnx.ModelProto, normalised: str) -> onnx.ModelProto:
-    """Feed the picture's bytes to the first DequantizeLinear; drop Cast, Sub, Div, Quantize."""
+def _take_bytes(graph: onnx.ModelProto, normalised: Sequence[str]) -> onnx.ModelProto:
+    """Feed the pictures' bytes to the first DequantizeLinear; drop Cast, Sub, Div, Quantize."""
     makers = {out: node for node in graph.graph.node for out in node.output}
-    quantize = next(
-        n for n in graph.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == normalised
-    )
-    div = makers[normalised]
-    sub = makers[div.input[0]]
-    cast = makers[sub.input[0]]
-    for node in graph.graph.node:
-        for i, name in enumerate(node.input):
-            if name == quantize.output[0]:
-                node.input[i] = cast.input[0]
-    dropped = {id(n) for n in (cast, sub, div, quantize)}
+    dropped: set[int] = set()
+    for name in normalised:
+        quantize = next(
+            n for n in graph.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name
+        )
+        div = makers[name]
+        sub = makers[div.input[0]]
+        cast = makers[sub.input[0]]
+        for node in graph.graph.node:
+            for i, read in enumerate(node.input):
+                if read == quantize.output[0]:
+                    node.input[i] = cast.input[0]
+        dropped |= {id(n) for n in (cast, sub, div, quantize)}
     kept = [n for n in graph.graph.node if id(n) not in dropped]
     del graph.graph.node[:]
     graph.graph.node.extend(kept)

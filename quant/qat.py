@@ -36,12 +36,15 @@ class QatConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ranges(msgspec.Struct, frozen=True):
-    """Lowest and highest value of each quantised tensor, in order of execution."""
+    """Lowest and highest value of each quantised tensor, by the module that makes it.
 
-    conv: list[tuple[float, float]]
-    """After each convolution, and its ReLU where one follows."""
-    add: list[tuple[float, float]]
-    """After each addition."""
+    A module that both views pass has one range: their convolutions share weights and rounding.
+    """
+
+    conv: dict[str, tuple[float, float]]
+    """After a convolution (``trunk.stem``), and its ReLU where one follows."""
+    add: dict[str, tuple[float, float]]
+    """After the addition that ends a block (``trunk.blocks.2``)."""
 
 
 class FakeQuantConv2d(nn.Conv2d):
@@ -106,8 +109,8 @@ def rounded(x: Tensor, low: float, high: float) -> Tensor:
     return result
 
 
-Point = tuple[nn.Module, Literal["relu", "linear", "add"]]
-"""A module whose output is quantised, and what follows it: a ReLU, nothing, or it is a sum."""
+Point = tuple[str, nn.Module, Literal["relu", "linear", "add"]]
+"""A module whose output is quantised, its name first, and what follows: a ReLU, nothing, a sum."""
 
 
 def find_ranges(
@@ -117,18 +120,18 @@ def find_ranges(
     config: QatConfig,
 ) -> Ranges:
     """Ranges of the float model's tensors over batches of real pictures."""
-    found: dict[nn.Module, tuple[float, float]] = {}
+    found: dict[str, tuple[float, float]] = {}
 
-    def note(kind: str) -> Any:
-        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+    def note(name: str, kind: str) -> Any:
+        def hook(_module: nn.Module, _input: Any, output: Tensor) -> None:
             y = F.relu(output) if kind == "relu" else output
             low, high = _quantiles(y.detach().float().flatten(), config.quantile)
-            before = found.get(module, (0.0, 0.0))
-            found[module] = min(before[0], low), max(before[1], high)
+            before = found.get(name, (0.0, 0.0))
+            found[name] = min(before[0], low), max(before[1], high)
 
         return hook
 
-    hooks = [module.register_forward_hook(note(kind)) for module, kind in points]
+    hooks = [module.register_forward_hook(note(name, kind)) for name, module, kind in points]
     try:
         with torch.no_grad():
             for batch in batches:
@@ -139,8 +142,8 @@ def find_ranges(
     if len(found) != len(points):
         raise ValueError("ranges need pictures: the calibration set is empty")
     return Ranges(
-        conv=[found[m] for m, kind in points if kind != "add"],
-        add=[found[m] for m, kind in points if kind == "add"],
+        conv={name: found[name] for name, _, kind in points if kind != "add"},
+        add={name: found[name] for name, _, kind in points if kind == "add"},
     )
 
 
@@ -155,10 +158,9 @@ def _quantiles(x: Tensor, quantile: float) -> tuple[float, float]:
 
 def prepare_qat_(points: Sequence[Point], ranges: Ranges) -> None:
     """Make the model round at its points."""
-    convs, adds = iter(ranges.conv), iter(ranges.add)
-    for module, kind in points:
+    for name, module, kind in points:
         if kind == "add":
-            low, high = next(adds)
+            low, high = ranges.add[name]
             module.register_forward_hook(
                 lambda _module, _input, output, low=low, high=high: rounded(output, low, high)
             )
@@ -168,7 +170,7 @@ def prepare_qat_(points: Sequence[Point], ranges: Ranges) -> None:
         module.__class__ = FakeQuantConv2d
         assert isinstance(module, FakeQuantConv2d)
         module.has_relu = kind == "relu"
-        module.low, module.high = next(convs)
+        module.low, module.high = ranges.conv[name]
 
 
 def save_ranges(ranges: Ranges, path: Path) -> None:

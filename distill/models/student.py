@@ -1,10 +1,13 @@
-"""The first student: MobileNetV2 looking at two views of a frame.
+"""The student: MobileNetV2 looking at two views of a frame.
 
-One trunk, shared by the views, with every BatchNorm folded into its convolution at the start
-(the statistics stay those of ImageNet, which also makes training on few cores twice as fast and
-leaves nothing to fold at export). Spatial means after several stages, because quality shows at
-every scale, then a small regression head. Only Conv, ReLU, Add, mean pooling, Concat, Gemm and a
-final sigmoid: what INT8 engines run without leaving integers.
+One trunk, shared by the views; the fragments leave it before the last stages, whose large
+receptive field says nothing about stitched squares. Spatial means after several stages, because
+quality shows at every scale, then a small regression head. Only Conv, ReLU, Add, mean pooling,
+Concat, Gemm and a final sigmoid: what INT8 engines run without leaving integers.
+
+Every BatchNorm is folded into its convolution at the start: the statistics stay those of ImageNet,
+which also makes training on few cores faster and leaves nothing to fold at export. A trunk that is
+to keep them, for a teacher, is made with ``normalised=True``.
 
 The backbone follows MobileNetV2 (arXiv 1801.04381, table 2) in Gluon's variant: ReLU instead of
 ReLU6 and stride 2 at bottlenecks 1, 3, 10, 13.
@@ -30,6 +33,8 @@ EXPANSION = 6
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 TAPPED = (2, 5, 9, 12, 15)
 """Bottlenecks whose spatial mean the head reads, beside the last convolution's."""
+NUM_SHARED = 13
+"""Bottlenecks that both views pass; the whole view alone passes the rest."""
 HEAD_WIDTH = 64
 BATCHNORM_EPSILON = 1e-5
 INPUT_MEAN, INPUT_STD = 116.0, 57.63
@@ -39,15 +44,47 @@ so the INT8 graph takes the picture's bytes as they are."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+class NormConv2d(nn.Conv2d):
+    """A convolution without bias and its BatchNorm: one convolution once folded."""
+
+    def __init__(
+        self, cin: int, cout: int, kernel: int, stride: int, padding: int, *, groups: int
+    ) -> None:
+        super().__init__(cin, cout, kernel, stride, padding, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(cout, eps=BATCHNORM_EPSILON)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H/s, W/s)."""
+        y: Tensor = self.norm(super().forward(x))
+        return y
+
+
+def _conv(
+    cin: int, cout: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, normalised: bool
+) -> nn.Conv2d:
+    if normalised:
+        return NormConv2d(cin, cout, kernel, stride, kernel // 2, groups=groups)
+    return nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups)
+
+
 class Bottleneck(nn.Module):
     """Inverted residual: expand 1x1, depthwise 3x3, project 1x1."""
 
-    def __init__(self, cin: int, cout: int, *, expansion: int, stride: int, shortcut: bool) -> None:
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        *,
+        expansion: int,
+        stride: int,
+        shortcut: bool,
+        normalised: bool = False,
+    ) -> None:
         super().__init__()
         inner = cin * expansion
-        self.expand = nn.Conv2d(cin, inner, 1)
-        self.depthwise = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner)
-        self.project = nn.Conv2d(inner, cout, 1)
+        self.expand = _conv(cin, inner, normalised=normalised)
+        self.depthwise = _conv(inner, inner, 3, stride, groups=inner, normalised=normalised)
+        self.project = _conv(inner, cout, normalised=normalised)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,9 +98,9 @@ class Bottleneck(nn.Module):
 class Trunk(nn.Module):
     """Picture to means over space after several stages."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, normalised: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, STEM_CHANNELS, 3, 2, 1)
+        self.stem = _conv(3, STEM_CHANNELS, 3, 2, normalised=normalised)
         blocks, cin = [], STEM_CHANNELS
         for j, cout in enumerate(CHANNELS):
             blocks.append(
@@ -73,28 +110,45 @@ class Trunk(nn.Module):
                     expansion=1 if j == 0 else EXPANSION,
                     stride=2 if j in STRIDED else 1,
                     shortcut=j in SHORTCUT,
+                    normalised=normalised,
                 )
             )
             cin = cout
         self.blocks = nn.ModuleList(blocks)
-        self.last = nn.Conv2d(cin, LAST_CHANNELS, 1)
+        self.last = _conv(cin, LAST_CHANNELS, normalised=normalised)
 
     @property
-    def num_features(self) -> int:
-        """Length of the vector that one picture gives."""
-        return sum(CHANNELS[j] for j in TAPPED) + LAST_CHANNELS
+    def num_shared_features(self) -> int:
+        """Length of the vector that :meth:`shared` gives of one picture."""
+        return sum(CHANNELS[j] for j in TAPPED if j < NUM_SHARED)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised RGB (B, 3, H, W) to means (B, num_features)."""
+    @property
+    def num_late_features(self) -> int:
+        """Length of the vector that :meth:`late` gives of one picture."""
+        return sum(CHANNELS[j] for j in TAPPED if j >= NUM_SHARED) + LAST_CHANNELS
+
+    def shared(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The stages of every view: normalised RGB (B, 3, H, W) to (B, 96, H/16, W/16) and means.
+
+        The means are (B, num_shared_features).
+        """
         taps = []
         x = F.relu(self.stem(x))  # (B, 32, H/2, W/2)
-        for j, block in enumerate(self.blocks):
-            x = block(x)  # (B, C_j, H/2..H/32, W/2..W/32)
+        for j, block in enumerate(self.blocks[:NUM_SHARED]):
+            x = block(x)  # (B, C_j, H/2..H/16, W/2..W/16)
+            if j in TAPPED:
+                taps.append(x.mean((2, 3)))  # (B, C_j)
+        return x, torch.cat(taps, 1)
+
+    def late(self, x: Tensor) -> Tensor:
+        """The last stages: (B, 96, H/16, W/16) to means (B, num_late_features)."""
+        taps = []
+        for j, block in enumerate(self.blocks[NUM_SHARED:], NUM_SHARED):
+            x = block(x)  # (B, C_j, H/32, W/32)
             if j in TAPPED:
                 taps.append(x.mean((2, 3)))  # (B, C_j)
         x = F.relu(self.last(x))  # (B, 1280, H/32, W/32)
-        taps.append(x.mean((2, 3)))
-        return torch.cat(taps, 1)  # (B, features)
+        return torch.cat([*taps, x.mean((2, 3))], 1)
 
 
 class Student(nn.Module):
@@ -106,18 +160,21 @@ class Student(nn.Module):
         super().__init__()
         self.trunk = Trunk()
         self.dropout = nn.Dropout(dropout)
-        self.hidden = nn.Linear(len(self.VIEWS) * self.trunk.num_features, HEAD_WIDTH)
+        num_features = 2 * self.trunk.num_shared_features + self.trunk.num_late_features
+        self.hidden = nn.Linear(num_features, HEAD_WIDTH)
         self.quality = nn.Linear(HEAD_WIDTH, 1)
-        self.register_buffer("feature_mean", torch.zeros(self.hidden.in_features))
-        self.register_buffer("feature_std", torch.ones(self.hidden.in_features))
+        self.register_buffer("feature_mean", torch.zeros(num_features))
+        self.register_buffer("feature_std", torch.ones(num_features))
 
     def features(self, whole: Tensor, fragments: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) each, RGB; returns (N, 2 * features)."""
+        """uint8 (N, H, W, 3) each, RGB; returns (N, features)."""
         x = torch.cat([whole, fragments], 0)  # (2N, H, W, 3)
         x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         x = (x.float() - INPUT_MEAN) / INPUT_STD  # (2N, 3, H, W)
-        f = self.trunk(x)  # (2N, features)
-        return torch.cat([f[: len(whole)], f[len(whole) :]], 1)  # (N, 2 * features)
+        x, means = self.trunk.shared(x)  # (2N, 96, H/16, W/16), (2N, shared features)
+        of_whole, of_fragments = means.chunk(2)
+        late = self.trunk.late(x[: len(whole)])  # (N, late features)
+        return torch.cat([of_whole, late, of_fragments], 1)  # (N, features)
 
     def logits(self, whole: Tensor, fragments: Tensor) -> Tensor:
         """The quality before its sigmoid, (N,)."""
@@ -131,26 +188,33 @@ class Student(nn.Module):
 
 
 def quantised_points(
-    trunk: Trunk,
-) -> list[tuple[nn.Module, Literal["relu", "linear", "add"]]]:
-    """Modules whose output INT8 rounds, in order of execution, and what follows each.
+    student: Student,
+) -> list[tuple[str, nn.Module, Literal["relu", "linear", "add"]]]:
+    """Modules whose output INT8 rounds, by name, in order of execution, and what follows each.
 
     ``relu`` and ``linear`` are convolutions with and without one; ``add`` is a block whose output
     is the sum with its shortcut. The pooled features and the head stay in float.
     """
-    points: list[tuple[nn.Module, Literal["relu", "linear", "add"]]] = [(trunk.stem, "relu")]
-    for block in trunk.blocks:
+    trunk = student.trunk
+    points: list[tuple[str, nn.Module, Literal["relu", "linear", "add"]]] = [
+        ("trunk.stem", trunk.stem, "relu")
+    ]
+    for j, block in enumerate(trunk.blocks):
         assert isinstance(block, Bottleneck)
-        points += [(block.expand, "relu"), (block.depthwise, "relu"), (block.project, "linear")]
+        name = f"trunk.blocks.{j}"
+        points.append((f"{name}.expand", block.expand, "relu"))
+        points.append((f"{name}.depthwise", block.depthwise, "relu"))
+        points.append((f"{name}.project", block.project, "linear"))
         if block.shortcut:
-            points.append((block, "add"))
-    return [*points, (trunk.last, "relu")]
+            points.append((name, block, "add"))
+    return [*points, ("trunk.last", trunk.last, "relu")]
 
 
 class Deployed(nn.Module):
     """A trained student as it is exported: the same numbers, nothing that only training needs.
 
-    The standardisation of the features is folded into the head's first layer.
+    The standardisation of the features is folded into the head's first layer; the views pass the
+    trunk one after the other, so that each can be of its own batch and leave where it must.
     """
 
     def __init__(self, student: Student) -> None:
@@ -165,12 +229,16 @@ class Deployed(nn.Module):
 
     def forward(self, whole: Tensor, fragments: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) each, RGB, to quality (N, 1) in 0..1, 1 best."""
-        x = torch.stack([whole, fragments], 1).flatten(0, 1)  # (2N, H, W, 3): whole, fragments, …
-        x = x.permute(0, 3, 1, 2)  # (2N, 3, H, W)
-        f = self.trunk((x.float() - INPUT_MEAN) / INPUT_STD)  # (2N, features)
-        f = f.reshape(-1, self.hidden.in_features)  # (N, 2 * features)
+        x, of_whole = self.trunk.shared(_normalised(whole))
+        _, of_fragments = self.trunk.shared(_normalised(fragments))
+        f = torch.cat([of_whole, self.trunk.late(x), of_fragments], 1)  # (N, features)
         hidden = F.relu(self.hidden(f))  # (N, 64)
         return torch.sigmoid(self.quality(hidden))  # (N, 1)
+
+
+def _normalised(view: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) to (N, 3, H, W)."""
+    return (view.permute(0, 3, 1, 2).float() - INPUT_MEAN) / INPUT_STD
 
 
 def load_imagenet_(trunk: Trunk, weights: Path) -> None:
@@ -197,16 +265,35 @@ def load_imagenet_(trunk: Trunk, weights: Path) -> None:
                 torch.from_numpy(arrays[f"{prefix}batchnorm{i}_{part}"])
                 for part in ("gamma", "beta", "running_mean", "running_var")
             )
-            scale = gamma / torch.sqrt(var + BATCHNORM_EPSILON)
             weight = torch.from_numpy(arrays[f"{prefix}conv{i}_weight"])
-            conv.weight.copy_(weight * scale[:, None, None, None])
-            conv.bias.copy_(beta - mean * scale)
-        # imagenet's normalised colour c = ours * gain[c] + shift[c]
-        std = torch.tensor(IMAGENET_STD) * 255
-        gain = INPUT_STD / std
-        shift = (INPUT_MEAN - torch.tensor(IMAGENET_MEAN) * 255) / std
-        trunk.stem.bias += (trunk.stem.weight * shift[None, :, None, None]).sum((1, 2, 3))
-        trunk.stem.weight *= gain[None, :, None, None]
+            if conv is trunk.stem:
+                # imagenet's normalised colour c = ours * gain[c] + shift[c]
+                std = torch.tensor(IMAGENET_STD) * 255
+                gain = INPUT_STD / std
+                shift = (INPUT_MEAN - torch.tensor(IMAGENET_MEAN) * 255) / std
+                mean = mean - (weight * shift[None, :, None, None]).sum((1, 2, 3))
+                weight = weight * gain[None, :, None, None]
+            _fill_(conv, weight, gamma, beta, mean, var)
+
+
+def _fill_(
+    conv: nn.Conv2d, weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor
+) -> None:
+    """Give a convolution its weights and BatchNorm, folded where it has none of its own."""
+    if isinstance(conv, NormConv2d):
+        conv.weight.copy_(weight)
+        norm = conv.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.weight.copy_(gamma)
+        norm.bias.copy_(beta)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+        return
+    assert conv.bias is not None
+    scale = gamma / torch.sqrt(var + BATCHNORM_EPSILON)
+    conv.weight.copy_(weight * scale[:, None, None, None])
+    conv.bias.copy_(beta - mean * scale)
 
 
 def load_student(path: Path) -> Student:

@@ -58,7 +58,8 @@ def test_the_folded_trunk_is_mobilenetv2(trunk, reference, backbone, pictures):
     nchw = pictures.permute(0, 3, 1, 2).float()
     padded = torch.nn.functional.pad(nchw, (1, 1, 1, 1), value=INPUT_MEAN)
     with torch.no_grad():
-        ours = trunk((nchw - INPUT_MEAN) / INPUT_STD)
+        maps, early = trunk.shared((nchw - INPUT_MEAN) / INPUT_STD)
+        ours = torch.cat([early, trunk.late(maps)], 1)
         theirs = net((padded / 255 - MEAN) / STD)
     widths = [trunk.blocks[j].project.out_channels for j in TAPPED] + [1280]
     for mine, wanted in zip(ours.split(widths, 1), theirs.split(widths, 1), strict=True):
@@ -75,10 +76,10 @@ def test_loading_fills_every_tensor(trunk, backbone):
 
 
 def test_the_size_is_mobilenets_and_a_small_head():
-    """2.42 million parameters, of which the trunk has 2.21 million."""
+    """2.33 million parameters, of which the trunk has 2.21 million."""
     student = Student()
     counts = [sum(p.numel() for p in m.parameters()) for m in (student, student.trunk)]
-    assert [round(n / 1e6, 2) for n in counts] == [2.42, 2.21]
+    assert [round(n / 1e6, 2) for n in counts] == [2.33, 2.21]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (128, 32)])
@@ -119,3 +120,24 @@ def test_what_is_deployed_is_the_student(student, pictures):
         found = deployed(pictures, pictures.flip(1))
     assert found.shape == (3, 1)
     assert (found[:, 0] - wanted).abs().max() < 1e-5
+
+
+def test_a_trunk_that_keeps_its_batchnorms_gives_the_same(trunk, backbone, pictures):
+    """With its BatchNorms and ImageNet's statistics the trunk's means are the folded one's."""
+    kept = Trunk(normalised=True).eval()
+    load_imagenet_(kept, backbone)
+    x = (pictures.permute(0, 3, 1, 2).float() - INPUT_MEAN) / INPUT_STD
+    with torch.no_grad():
+        maps, means = kept.shared(x)
+        wanted_maps, wanted = trunk.shared(x)
+        assert torch.allclose(means, wanted, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(kept.late(maps), trunk.late(wanted_maps), rtol=1e-4, atol=1e-4)
+
+
+def test_the_fragments_leave_before_the_last_stages(student, pictures):
+    """The last stages get as many maps as there are pictures: those of the whole view."""
+    seen = []
+    handle = student.trunk.last.register_forward_hook(lambda m, i, o: seen.append(len(o)))
+    student(pictures, pictures.flip(1))
+    handle.remove()
+    assert seen == [len(pictures)]

@@ -232,7 +232,7 @@ def test_a_crop_outside_of_a_picture(run_cli, media):
         ("absent.onnx", "give a .onnx file or one of"),
         ("lonely.onnx", "has no manifest lonely.onnx.json"),
         ("other.onnx", "its manifest says 000000000000"),
-        ("broken.onnx", "broken.onnx.json is not a dgiqa.manifest/1 manifest"),
+        ("broken.onnx", "broken.onnx.json is not a dgiqa.manifest/2 manifest"),
         ("views.onnx", "its manifest says"),
         ("text.onnx", "text.onnx cannot be opened by ONNX Runtime"),
     ],

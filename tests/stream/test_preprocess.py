@@ -108,7 +108,9 @@ def test_a_turned_picture_gives_the_upright_view(rotation, kind, crop):
     stored = tuple(np.ascontiguousarray(np.rot90(s, rotation // 90)) for s in upright.samples)
     turned = Planes(stored, rotation=rotation)
     ours, wanted = cut_view(turned, view, crop=crop), cut_view(upright, view, crop=crop)
-    np.testing.assert_allclose(ours.astype(int), wanted.astype(int), atol=1)
+    # OpenCV rounds rows before columns: a step in Y and in Cb, whose gain is 2.1
+    tolerance = 1 if kind == "fragments" else 4
+    np.testing.assert_allclose(ours.astype(int), wanted.astype(int), atol=tolerance)
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
@@ -126,6 +128,32 @@ def test_whole_view_is_the_area_average():
     out = cut_view(Planes((luma,), full_range=True), WHOLE)[..., 0]
     wanted = luma.reshape(60, 4, 80, 4).mean(axis=(1, 3))
     assert np.abs(out - wanted).max() <= 1.01
+
+
+def halved_then_bilinear(plane, length):
+    """The rule along the first axis in float: pairs' means while twice the length, then bilinear
+    with sample centres at half steps.
+    """
+    plane = plane.astype(float)
+    while len(plane) >= 2 * length:
+        even = plane[: len(plane) & ~1]
+        plane = (even[0::2] + even[1::2]) / 2
+    at = (np.arange(length) + 0.5) * len(plane) / length - 0.5
+    low = np.clip(np.floor(at).astype(int), 0, len(plane) - 2)
+    share = np.clip(at - low, 0, 1).reshape(-1, *[1] * (plane.ndim - 1))
+    return plane[low] * (1 - share) + plane[low + 1] * share
+
+
+@pytest.mark.parametrize("size", [(270, 480), (1080, 1920), (77, 501), (61, 90), (360, 41)])
+def test_whole_view_is_halved_then_bilinear(size):
+    """A reduction by any factor, or a side that grows, is that of the rule written in float: at
+    most a step of rounding for each halving and one for the bilinear.
+    """
+    luma = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    out = cut_view(Planes((luma,), full_range=True), WHOLE)[..., 0]
+    wanted = halved_then_bilinear(halved_then_bilinear(luma, 60).T, 80).T
+    assert np.abs(out - wanted).max() <= 3
+    assert abs((out - wanted).mean()) < 0.6
 
 
 def test_crop_equals_cutting_first():
@@ -185,7 +213,8 @@ def test_views_repeat_themselves():
 def test_deep_samples_equal_8_bit_ones(bits, view):
     """The same picture with more bits gives the same view, within a step of rounding."""
     plain, deep = random_planes(seed=3), random_planes(seed=3, bits=bits)
-    # Four roundings of the halving pyramid at 8 bits, times the gain of B from Cb (2.1), and one.
+    # Roundings of the halving and of the bilinear at 8 bits, times the gain of B from Cb (2.1);
+    # halvings round halves up, which deep samples do not feel.
     ours, wanted = cut_view(deep, view).astype(int), cut_view(plain, view).astype(int)
-    assert np.abs(ours - wanted).max() <= (1 if view is GRID else 3)
-    assert abs((ours - wanted).mean()) < 0.5
+    assert np.abs(ours - wanted).max() <= (1 if view is GRID else 5)
+    assert abs((ours - wanted).mean()) < (0.5 if view is GRID else 1)

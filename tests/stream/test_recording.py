@@ -17,7 +17,7 @@ from dgiqa_stream.types import FrameInfo, FrameScore
 
 MANIFEST = msgspec.convert(
     {
-        "schema": "dgiqa.manifest/1",
+        "schema": "dgiqa.manifest/2",
         "id": "dgiqa-s",
         "version": "1.2.0",
         "precision": "int8",

@@ -29,7 +29,7 @@ cv2 = pytest.importorskip("cv2")
 
 MANIFEST = msgspec.convert(
     {
-        "schema": "dgiqa.manifest/1",
+        "schema": "dgiqa.manifest/2",
         "id": "dgiqa-s",
         "version": "1.2.0",
         "precision": "int8",

@@ -38,7 +38,7 @@ from dgiqa_stream.types import FrameInfo, FrameScore, StreamInfo, WindowScore
 from dgiqa_stream.wire import MessageFactory, MetaMessage, encode
 
 MANIFEST = ModelManifest(
-    schema="dgiqa.manifest/1",
+    schema="dgiqa.manifest/2",
     id="student",
     version="1.2.0",
     precision="int8",
