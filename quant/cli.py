@@ -15,14 +15,11 @@ from distill.process import command_line, keep_freed_memory
 from distill.say import say
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from dgiqa_stream.preprocess import ViewSpec
     from distill.data.loader import Look
     from distill.data.packed import Pack, Record
     from quant.calibration import Views
-    from quant.head import HeadConfig
+    from quant.head import HeadConfig, Labels
 
 _BATCH = 8
 app = typer.Typer(
@@ -196,6 +193,9 @@ def refit(
     *,
     config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
     packs: Annotated[Path, typer.Option(help="Packs to fit on (dgiqa-distill data).")],
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep the features in this .npz, for another try.")
+    ] = None,
 ) -> None:
     """Distil one head for both precisions from kernel ridge regression; rewrites both files."""
     import msgspec
@@ -203,43 +203,55 @@ def refit(
 
     from dgiqa_stream.manifest import load_model
     from quant.export_onnx import write_successor
-    from quant.head import head_size, refit_graphs_
+    from quant.head import features_of, head_size, load_features, refit_, save_features
     from quant.ptq import load_int8_config
 
     settings = load_int8_config(config).head
     sources = [load_model(model), load_model(quantised)]
-    batches, mos = _looks(packs, sources[0].manifest.preprocess.views, settings)
     graphs = [onnx.load(s.path) for s in sources]
+    if cache is not None and cache.is_file():
+        features = load_features(cache)
+    else:
+        batches, labels = _looks(packs, sources[0].manifest.preprocess.views, settings)
+        features = features_of(graphs[0], graphs[1], batches, labels)
+        if cache is not None:
+            save_features(features, cache)
     size_before = head_size(graphs[0])
-    grown = refit_graphs_(graphs[0], graphs[1], batches, mos, settings) - size_before
+    grown = refit_(graphs[0], graphs[1], features, settings) - size_before
     step = {"step": "refit", "settings": msgspec.to_builtins(settings)}
     for graph, source in zip(graphs, sources, strict=True):
         was = msgspec.structs.replace(
             source.manifest, num_parameters=source.manifest.num_parameters + grown
         )
         write_successor(graph, source.path, was, step=step, made_by=command_line())
-    say(f"{model.name} and {quantised.name}: one head, distilled on {len(mos)} looks at pictures")
+    num_looks = len(features.labels.mos)
+    say(f"{model.name} and {quantised.name}: one head, distilled on {num_looks} looks")
 
 
 def _looks(
     packs: Path, views: Sequence[ViewSpec], settings: HeadConfig
-) -> tuple[Iterator[Views], NDArray[np.float32]]:
-    """Batches of looks and their ratings: rounds of the rated pictures, then degraded ones."""
+) -> tuple[Iterator[Views], Labels]:
+    """Batches of looks and what is known of each: rounds of the rated pictures, then ladders."""
     import numpy as np
 
-    from distill.data.loader import random_look, read_ahead, stack, views_of
+    from distill.data.loader import ladders_of, random_look, read_ahead, stack, views_of
     from distill.data.packed import Pack
+    from quant.head import Labels
 
     fragments = next(v for v in views if v.kind == "fragments")
     rng = np.random.default_rng(settings.seed)
-    rated, ladders = Pack(packs / "rated"), Pack(packs / "ladders")
+    rated, degraded = Pack(packs / "rated"), Pack(packs / "ladders")
     pictures = [r for r in rated.records if r.split == "train"]
-    degraded = [r for r in ladders.records if r.split == "train"]
     looks: list[tuple[Pack, Record, Look | None]] = [(rated, r, None) for r in pictures]
     for _ in range(1, settings.num_looks):
         looks += [(rated, r, random_look(rng, settings.smallest_crop, fragments)) for r in pictures]
-    chosen = rng.permutation(len(degraded))[: settings.num_degraded]
-    looks += [(ladders, degraded[i], None) for i in chosen]
+    ladder, level = [-1] * len(looks), [0] * len(looks)
+    by_content = ladders_of(degraded.records, "train")
+    ladders = [found for by_name in by_content.values() for found in by_name.values()]
+    for number, chosen in enumerate(rng.permutation(len(ladders))[: settings.num_ladders]):
+        looks += [(degraded, record, None) for record in ladders[chosen]]
+        ladder += [number] * len(ladders[chosen])
+        level += [record.level for record in ladders[chosen]]
 
     def batch(number: int) -> Views:
         if number % 50 == 0:
@@ -248,8 +260,8 @@ def _looks(
         return stack([views_of(pack.planes(r), views, look) for pack, r, look in part])
 
     mos = [np.nan if r.mos is None else r.mos for _, r, _ in looks]
-    batches = read_ahead(batch, 0, math.ceil(len(looks) / _BATCH))
-    return batches, np.array(mos, np.float32)
+    labels = Labels(np.array(mos, np.float32), np.array(ladder), np.array(level))
+    return read_ahead(batch, 0, math.ceil(len(looks) / _BATCH)), labels
 
 
 def main() -> None:

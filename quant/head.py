@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -51,7 +52,8 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Looks at each rated picture: as it is served, then random crops, mirrored or not."""
     smallest_crop: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.85
     """Crops keep at least this share of each side."""
-    num_degraded: Annotated[int, msgspec.Meta(ge=0)] = 6000
+    num_ladders: Annotated[int, msgspec.Meta(ge=0)] = 800
+    """Ladders of one content and one degradation, clean first, about seven pictures each."""
     kernel_width: Positive = 1.5
     """g of the kernel exp(-g d^2 / m), m the median of d^2 between training pictures."""
     ridge: Positive = 0.25
@@ -64,8 +66,55 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.3
     agreement_weight: Annotated[float, msgspec.Meta(ge=0)] = 4.0
     """Weight of the squared difference between the logits of the two precisions."""
+    ladder_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """Weight of the hinge between pictures of one ladder."""
+    ladder_margin: Annotated[float, msgspec.Meta(ge=0)] = 0.08
+    """Logits by which one level more should lie lower."""
     seed: int = 1
-    version: int = 2
+    version: int = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """What is known of each look, (N,) each: rounds of the rated pictures first, ladders last."""
+
+    mos: Floats
+    """Rating on 0..1, NaN where there is none."""
+    ladder: NDArray[np.int64]
+    """Number of the ladder, -1 where there is none."""
+    level: NDArray[np.int64]
+    """0 is clean; of one ladder the higher is the worse."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Pooled features (N, F) of looks in both precisions, and their labels."""
+
+    of_float: Floats
+    of_int8: Floats
+    labels: Labels
+
+
+def save_features(features: Features, path: Path) -> None:
+    """Write them beside, then rename: a kill leaves no half file."""
+    part = path.with_name(path.name + ".part.npz")
+    labels = features.labels
+    np.savez(
+        part,
+        of_float=features.of_float,
+        of_int8=features.of_int8,
+        mos=labels.mos,
+        ladder=labels.ladder,
+        level=labels.level,
+    )
+    part.replace(path)
+
+
+def load_features(path: Path) -> Features:
+    """What :func:`save_features` wrote."""
+    with np.load(path) as stored:
+        labels = Labels(stored["mos"], stored["ladder"], stored["level"])
+        return Features(stored["of_float"], stored["of_int8"], labels)
 
 
 class KernelRidge:
@@ -119,9 +168,16 @@ class Head:
 
 
 def distil_head(
-    of_float: Floats, of_int8: Floats, quality: NDArray[np.float64], config: HeadConfig
+    of_float: Floats,
+    of_int8: Floats,
+    quality: NDArray[np.float64],
+    labels: Labels,
+    config: HeadConfig,
 ) -> Head:
-    """A head that gives ``quality`` (N,) in 0..1 from features (N, F) of either precision."""
+    """A head that gives ``quality`` (N,) in 0..1 from features (N, F) of either precision.
+
+    Of two pictures of one ladder it gives the worse the lower one: a hinge beside the distillation.
+    """
     mean, std = of_float.mean(0), np.maximum(of_float.std(0), 1e-3)
     a, b = (torch.from_numpy((x - mean) / std) for x in (of_float, of_int8))
     bounded = np.clip(quality, _SMALLEST_QUALITY, 1 - _SMALLEST_QUALITY)
@@ -131,6 +187,7 @@ def distil_head(
     parameters = [*hidden.parameters(), *last.parameters()]
     optimiser = torch.optim.AdamW(parameters, config.rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.num_steps)
+    better, worse, steps = (torch.from_numpy(x) for x in _ladder_pairs(labels))
     for _ in range(config.num_steps):
         chosen = torch.randint(len(a), (config.batch,))
         # one mask for both: what is dropped must not count as disagreement
@@ -140,11 +197,36 @@ def distil_head(
         loss = config.agreement_weight * (za - zb).square().mean()
         for z in (za, zb):
             loss = loss + F.smooth_l1_loss(z, target, beta=_LINEAR_BEYOND)
+        if len(better) and config.ladder_weight:
+            pairs = torch.randint(len(better), (config.batch // 2,))
+            kept = F.dropout(torch.ones_like(a[pairs]), config.dropout)
+            for x in (a, b):
+                high, low = (
+                    last(F.relu(hidden(x[side[pairs]] * kept))).squeeze(1)
+                    for side in (better, worse)
+                )
+                hinge = F.relu(config.ladder_margin * steps[pairs] - (high - low))
+                loss = loss + config.ladder_weight * hinge.mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
     return _of_raw_features(hidden, last, mean, std)
+
+
+def _ladder_pairs(
+    labels: Labels,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Indices of the better and the worse look of each pair of one ladder, and levels between."""
+    better, worse = [], []
+    for number in range(labels.ladder.max(initial=-1) + 1):
+        members = np.flatnonzero(labels.ladder == number)
+        for i in members:
+            for j in members[labels.level[members] > labels.level[i]]:
+                better.append(i)
+                worse.append(j)
+    one, other = np.array(better, np.int64), np.array(worse, np.int64)
+    return one, other, (labels.level[other] - labels.level[one]).astype(np.float32)
 
 
 def _of_raw_features(hidden: nn.Linear, last: nn.Linear, mean: Floats, std: Floats) -> Head:
@@ -158,29 +240,31 @@ def _of_raw_features(hidden: nn.Linear, last: nn.Linear, mean: Floats, std: Floa
     return Head(weight, bias, values(last.weight), values(last.bias))
 
 
-def refit_graphs_(
-    reference: onnx.ModelProto,
-    quantised: onnx.ModelProto,
-    batches: Iterable[Views],
-    mos: Floats,
-    config: HeadConfig,
+def features_of(
+    reference: onnx.ModelProto, quantised: onnx.ModelProto, batches: Iterable[Views], labels: Labels
+) -> Features:
+    """What the heads of a float graph and of its INT8 graph read of each look."""
+    wanted = [(graph, head_nodes(graph)[0].input[0]) for graph in (reference, quantised)]
+    of_float, of_int8 = outputs_of_each(wanted, batches)  # (N, F) each
+    return Features(of_float.astype(np.float32), of_int8.astype(np.float32), labels)
+
+
+def refit_(
+    reference: onnx.ModelProto, quantised: onnx.ModelProto, features: Features, config: HeadConfig
 ) -> int:
     """Give a float graph and its INT8 graph one distilled head, in place; returns its parameters.
 
-    ``mos`` holds a rating on 0..1, or NaN, for each picture of the batches in order: ``num_looks``
-    rounds of the rated ones, those without a rating last. Each INT8 feature first goes through its
-    regression line, which is folded into the INT8 graph's head.
+    Each INT8 feature first goes through its regression line on the float one, which is folded into
+    the INT8 graph's head.
     """
-    features = [(graph, head_nodes(graph)[0].input[0]) for graph in (reference, quantised)]
-    of_float, of_int8 = outputs_of_each(features, batches)  # (N, F) each
-    slope, offset = regression_lines(of_int8, of_float)  # (F,) each
-    a = of_float.astype(np.float32)
-    b = (of_int8 * slope + offset).astype(np.float32)
-    as_served = slice(0, int((~np.isnan(mos)).sum()) // config.num_looks)
+    a, labels = features.of_float, features.labels
+    slope, offset = regression_lines(features.of_int8.astype(np.float64), a.astype(np.float64))
+    b = (features.of_int8 * slope + offset).astype(np.float32)
+    as_served = slice(0, int((~np.isnan(labels.mos)).sum()) // config.num_looks)
     teacher = KernelRidge(
-        a[as_served], mos[as_served], width=config.kernel_width, ridge=config.ridge
+        a[as_served], labels.mos[as_served], width=config.kernel_width, ridge=config.ridge
     )
-    head = distil_head(a, b, teacher(a), config)
+    head = distil_head(a, b, teacher(a), labels, config)
     _put(reference, head)
     weight = head.hidden_weight * slope
     bias = head.hidden_bias + head.hidden_weight @ offset

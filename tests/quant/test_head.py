@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,9 +13,13 @@ from dgiqa_stream.correlation import srcc  # noqa: E402
 from quant.head import (  # noqa: E402
     HeadConfig,
     KernelRidge,
+    Labels,
     distil_head,
+    features_of,
     head_size,
-    refit_graphs_,
+    load_features,
+    refit_,
+    save_features,
 )
 from quant.qat import on_grid, snap_weights_  # noqa: E402
 
@@ -32,6 +37,12 @@ def features():
     direction = rng.standard_normal(NUM_FEATURES // 2)
     mos = 1 / (1 + np.exp(-of_float[:, : NUM_FEATURES // 2] @ direction / 3))
     return of_float, of_float + noise, mos.astype(np.float32)
+
+
+def rated_only(mos: np.ndarray) -> Labels:
+    """Labels of pictures that are in no ladder."""
+    nothing = np.zeros(len(mos), np.int64)
+    return Labels(mos.astype(np.float32), nothing - 1, nothing)
 
 
 @pytest.mark.parametrize("ridge", [0.1, 1.0])
@@ -67,7 +78,8 @@ def test_far_away_pictures_get_the_mean_rating():
 def test_the_head_learns_what_the_teacher_says(features):
     """On pictures it was not fitted to, the head's order is the teacher's: SRCC 0.9 or more."""
     of_float, _, mos = features
-    head = distil_head(of_float[:400], of_float[:400], mos[:400].astype(float), QUICK)
+    quality = mos[:400].astype(float)
+    head = distil_head(of_float[:400], of_float[:400], quality, rated_only(quality), QUICK)
     assert srcc(head(of_float[400:]), mos[400:]) >= 0.9
 
 
@@ -76,14 +88,57 @@ def test_the_head_looks_away_from_disturbed_features(features):
     a head taught by the float ones alone does.
     """
     of_float, of_int8, mos = features
-    quality = mos.astype(float)
+    quality = mos[:400].astype(float)
+    labels = rated_only(quality)
 
     def gap(head):
         return np.abs(head(of_float[400:]) - head(of_int8[400:])).mean()
 
-    both = distil_head(of_float[:400], of_int8[:400], quality[:400], QUICK)
-    alone = distil_head(of_float[:400], of_float[:400], quality[:400], QUICK)
+    both = distil_head(of_float[:400], of_int8[:400], quality, labels, QUICK)
+    alone = distil_head(of_float[:400], of_float[:400], quality, labels, QUICK)
     assert gap(both) < 0.75 * gap(alone)
+
+
+def test_the_head_keeps_ladders_in_order(features):
+    """Where the teacher says that worse is better, the hinge turns new ladders round: at most 20 %
+    of their steps fall without it, at least 80 % with it.
+    """
+    of_float, _, mos = features
+    rng = np.random.default_rng(1)
+    damage = np.zeros(NUM_FEATURES, np.float32)
+    damage[-3:] = 1.0
+    clean = rng.standard_normal((120, NUM_FEATURES)).astype(np.float32)
+    ladders = (clean[:, None] + np.arange(4)[:, None] * damage).reshape(-1, NUM_FEATURES)
+    level = np.tile(np.arange(4), 120)
+    x = np.concatenate([of_float[:200], ladders[:320]]).astype(np.float32)
+    quality = np.concatenate([mos[:200], 0.4 + 0.1 * level[:320]]).astype(float)
+    number = np.concatenate([np.full(200, -1), np.repeat(np.arange(80), 4)])
+    labels = Labels(
+        quality.astype(np.float32), number, np.concatenate([np.zeros(200, int), level[:320]])
+    )
+    shares = []
+    for weight in (0.0, 20.0):
+        config = msgspec.structs.replace(QUICK, ladder_weight=weight)
+        logits = distil_head(x, x, quality, labels, config)(
+            ladders[320:].astype(np.float32)
+        ).reshape(40, 4)
+        shares.append(float((np.diff(logits, axis=1) < 0).mean()))
+    assert shares[0] <= 0.2
+    assert shares[1] >= 0.8
+
+
+def test_features_survive_their_file(features, tmp_path):
+    """What is kept for another try is what was measured."""
+    from quant.head import Features
+
+    of_float, of_int8, mos = features
+    kept = Features(of_float, of_int8, rated_only(mos))
+    save_features(kept, tmp_path / "features.npz")
+    found = load_features(tmp_path / "features.npz")
+    np.testing.assert_array_equal(found.of_float, of_float)
+    np.testing.assert_array_equal(found.of_int8, of_int8)
+    np.testing.assert_array_equal(found.labels.mos, kept.labels.mos)
+    assert [p.name for p in tmp_path.iterdir()] == ["features.npz"]
 
 
 def test_a_graph_takes_a_wider_head(graph, batches, run_graph):
@@ -99,7 +154,8 @@ def test_a_graph_takes_a_wider_head(graph, batches, run_graph):
     rng = np.random.default_rng(0)
     mos = rng.uniform(0.2, 0.8, len(batches)).astype(np.float32)
     config = HeadConfig(num_looks=1, width=32, ridge=0.01, num_steps=800, batch=48, dropout=0.0)
-    size = refit_graphs_(reference, quantised, iter(batches), mos, config)
+    features = features_of(reference, quantised, iter(batches), rated_only(mos))
+    size = refit_(reference, quantised, features, config)
     num_features = (before - 2 * 64 - 1) // 64
     assert size == 32 * num_features + 32 + 32 + 1 == head_size(reference) == head_size(quantised)
     views = {n: np.concatenate([b[n] for b in batches]) for n in batches[0]}

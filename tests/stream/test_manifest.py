@@ -109,7 +109,7 @@ def test_a_manifest_that_is_none_says_why(model, content, told):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"schema": "dgiqa.manifest/2"}, "schema"),
+        ({"schema": "dgiqa.manifest/1"}, "schema"),
         ({"colour": "rgb"}, "colour"),
         ({"sha256": "9F" * 32}, "sha256"),
         ({"precision": "int4"}, "precision"),

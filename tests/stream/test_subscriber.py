@@ -250,19 +250,23 @@ def test_a_subscriber_can_bind(peers: ModuleType) -> None:
             Subscriber(f"sub+bind:{sub.endpoint}")
 
 
-def test_a_port_that_speaks_otherwise_is_told() -> None:
-    """A subscriber on a port of an encrypted or other service says so instead of waiting."""
+def test_a_port_that_speaks_otherwise_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A subscriber on a port of an encrypted service names curve_dir: as an error, or, where the
+    service hung up before it had said what it speaks (a busy machine), as a warning.
+    """
     with zmq.Context() as context, context.socket(zmq.XPUB) as server:
         server.linger = 0
         public, secret = zmq.curve_keypair()
         server.curve_server, server.curve_publickey, server.curve_secretkey = True, public, secret
         server.bind("tcp://127.0.0.1:*")
         endpoint = server.getsockopt_string(zmq.LAST_ENDPOINT)
-        with (
-            Subscriber(endpoint) as sub,
-            pytest.raises(ConfigError, match="give curve_dir"),
-        ):
-            sub.receive(PATIENCE_SECONDS)
+        told = ""
+        with Subscriber(endpoint) as sub:
+            try:
+                assert sub.receive(PATIENCE_SECONDS / 4) is None
+            except ConfigError as exc:
+                told = str(exc)
+        assert "curve_dir" in told + caplog.text
 
 
 def test_closing_twice_is_fine() -> None:
