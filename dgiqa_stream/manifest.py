@@ -86,6 +86,10 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics: dict[str, Any] = {}
 
 
+class _AnyManifest(msgspec.Struct, frozen=True):
+    schema: str
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model file whose manifest has been checked."""
@@ -143,6 +147,14 @@ def read_manifest(path: Path) -> ModelManifest:
     try:
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
             raise ModelError(f"{path.name} is over {_MAX_MANIFEST_BYTES} bytes: not a manifest")
-        return msgspec.json.decode(path.read_bytes(), type=ModelManifest)
+        content = path.read_bytes()
+        schema = msgspec.json.decode(content, type=_AnyManifest).schema
+        if schema.startswith("dgiqa.manifest/") and schema != SCHEMA:
+            raise ModelError(
+                f"{path.name} is of schema {schema} and this package reads {SCHEMA}, whose "
+                "pictures are made small in another way: train and export the model again, or use "
+                "the package it was made with"
+            )
+        return msgspec.json.decode(content, type=ModelManifest)
     except (msgspec.DecodeError, OSError, UnicodeDecodeError) as exc:
         raise ModelError(f"{path.name} is not a {SCHEMA} manifest: {exc}") from exc

@@ -3,10 +3,10 @@
 A small network fitted to nine thousand ratings by gradient descent agrees with people markedly less
 than kernel ridge regression on the very same features (`distill/EXPERIMENTS.md`), but that needs
 every training picture at inference. So it teaches: the regression is fitted to the ratings, then a
-head of two layers learns its predictions on many looks at rated pictures and on degraded ones,
-which no person has rated (the expansion of the data by a teacher's labels is that of QFM-IQM, arXiv
-2312.06158). It learns from the float and from the INT8 trunk's features at once, so that both
-precisions share one head, which looks away from what rounding disturbs.
+head of two layers learns its predictions on many looks at rated pictures. Of degraded pictures,
+which nobody rated, the regression knows little; there the head keeps the falls of the head that
+was trained with the trunk. It learns from the float and from the INT8 trunk's features at once, so
+that both precisions share one head, which looks away from what rounding disturbs.
 """
 
 from __future__ import annotations
@@ -170,18 +170,17 @@ class Head:
 def distil_head(
     of_float: Floats,
     of_int8: Floats,
-    quality: NDArray[np.float64],
+    logits: NDArray[np.float64],
     labels: Labels,
     config: HeadConfig,
 ) -> Head:
-    """A head that gives ``quality`` (N,) in 0..1 from features (N, F) of either precision.
+    """A head that gives ``logits`` (N,) from features (N, F) of either precision.
 
     Of two pictures of one ladder it gives the worse the lower one: a hinge beside the distillation.
     """
     mean, std = of_float.mean(0), np.maximum(of_float.std(0), 1e-3)
     a, b = (torch.from_numpy((x - mean) / std) for x in (of_float, of_int8))
-    bounded = np.clip(quality, _SMALLEST_QUALITY, 1 - _SMALLEST_QUALITY)
-    wanted = torch.from_numpy(np.log(bounded / (1 - bounded)).astype(np.float32))
+    wanted = torch.from_numpy(logits.astype(np.float32))
     torch.manual_seed(config.seed)
     hidden, last = nn.Linear(a.shape[1], config.width), nn.Linear(config.width, 1)
     parameters = [*hidden.parameters(), *last.parameters()]
@@ -212,6 +211,34 @@ def distil_head(
         optimiser.step()
         schedule.step()
     return _of_raw_features(hidden, last, mean, std)
+
+
+def _logits(quality: NDArray[np.float64]) -> NDArray[np.float64]:
+    bounded = np.clip(quality, _SMALLEST_QUALITY, 1 - _SMALLEST_QUALITY)
+    return np.log(bounded / (1 - bounded))
+
+
+def _anchored(
+    taught: NDArray[np.float64], former: NDArray[np.float64], labels: Labels
+) -> NDArray[np.float64]:
+    """Logits to learn: on a ladder those of its mildest picture, less the former head's falls.
+
+    Far from what people rated the teacher says the mean, so strong damage would look fair to it;
+    the head that was trained on ladders knows how far each step falls.
+    """
+    wanted = taught.copy()
+    for number in range(labels.ladder.max(initial=-1) + 1):
+        members = np.flatnonzero(labels.ladder == number)
+        mildest = members[labels.level[members].argmin()]
+        wanted[members] = taught[mildest] + former[members] - former[mildest]
+    return wanted
+
+
+def _head_of(graph: onnx.ModelProto) -> Head:
+    """The head that a graph has now."""
+    hidden, quality = head_nodes(graph)
+    names = (*hidden.input[1:3], *quality.input[1:3])
+    return Head(*(constant_of(graph, name) for name in names))
 
 
 def _ladder_pairs(
@@ -264,7 +291,8 @@ def refit_(
     teacher = KernelRidge(
         a[as_served], labels.mos[as_served], width=config.kernel_width, ridge=config.ridge
     )
-    head = distil_head(a, b, teacher(a), labels, config)
+    wanted = _anchored(_logits(teacher(a)), _head_of(reference)(a), labels)
+    head = distil_head(a, b, wanted, labels, config)
     _put(reference, head)
     weight = head.hidden_weight * slope
     bias = head.hidden_bias + head.hidden_weight @ offset
@@ -285,8 +313,9 @@ def _put(graph: onnx.ModelProto, head: Head) -> None:
     replace_constant(graph, hidden.input[2], head.hidden_bias)
     replace_constant(graph, quality.input[1], head.quality_weight)
     replace_constant(graph, quality.input[2], head.quality_bias)
-    before = {name for node in (hidden, quality) for name in (*node.input, *node.output)}
-    kept = [v for v in graph.graph.value_info if v.name not in before and "relu" not in v.name]
+    readers = [n for n in graph.graph.node if hidden.output[0] in n.input]
+    stale = {name for node in (hidden, *readers) for name in node.output}
+    kept = [v for v in graph.graph.value_info if v.name not in stale]
     del graph.graph.value_info[:]
     graph.graph.value_info.extend(kept)
     onnx.checker.check_model(graph, full_check=True)

@@ -14,6 +14,7 @@ from quant.head import (  # noqa: E402
     HeadConfig,
     KernelRidge,
     Labels,
+    _anchored,
     distil_head,
     features_of,
     head_size,
@@ -78,8 +79,8 @@ def test_far_away_pictures_get_the_mean_rating():
 def test_the_head_learns_what_the_teacher_says(features):
     """On pictures it was not fitted to, the head's order is the teacher's: SRCC 0.9 or more."""
     of_float, _, mos = features
-    quality = mos[:400].astype(float)
-    head = distil_head(of_float[:400], of_float[:400], quality, rated_only(quality), QUICK)
+    logits = np.log(mos[:400] / (1 - mos[:400])).astype(float)
+    head = distil_head(of_float[:400], of_float[:400], logits, rated_only(mos[:400]), QUICK)
     assert srcc(head(of_float[400:]), mos[400:]) >= 0.9
 
 
@@ -88,8 +89,8 @@ def test_the_head_looks_away_from_disturbed_features(features):
     a head taught by the float ones alone does.
     """
     of_float, of_int8, mos = features
-    quality = mos[:400].astype(float)
-    labels = rated_only(quality)
+    quality = np.log(mos[:400] / (1 - mos[:400])).astype(float)
+    labels = rated_only(mos[:400])
 
     def gap(head):
         return np.abs(head(of_float[400:]) - head(of_int8[400:])).mean()
@@ -125,6 +126,20 @@ def test_the_head_keeps_ladders_in_order(features):
         shares.append(float((np.diff(logits, axis=1) < 0).mean()))
     assert shares[0] <= 0.2
     assert shares[1] >= 0.8
+
+
+def test_a_ladder_falls_from_the_teachers_level_as_the_former_head_fell():
+    """On a ladder the wanted logits are the teacher's of its clean picture less the former falls;
+    elsewhere they are the teacher's.
+    """
+    taught = np.array([0.3, 1.0, 0.9, 0.8])
+    former = np.array([9.0, 5.0, 3.5, 1.0])
+    labels = Labels(
+        np.array([0.6, np.nan, np.nan, np.nan], np.float32),
+        np.array([-1, 0, 0, 0]),
+        np.array([0, 0, 1, 2]),
+    )
+    np.testing.assert_allclose(_anchored(taught, former, labels), [0.3, 1.0, -0.5, -3.0])
 
 
 def test_features_survive_their_file(features, tmp_path):
