@@ -315,6 +315,7 @@ def _put(graph: onnx.ModelProto, head: Head) -> None:
     replace_constant(graph, quality.input[2], head.quality_bias)
     readers = [n for n in graph.graph.node if hidden.output[0] in n.input]
     stale = {name for node in (hidden, *readers) for name in node.output}
+    stale |= {name for node in (hidden, quality) for name in node.input}
     kept = [v for v in graph.graph.value_info if v.name not in stale]
     del graph.graph.value_info[:]
     graph.graph.value_info.extend(kept)
