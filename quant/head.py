@@ -11,7 +11,7 @@ that both precisions share one head, which looks away from what rounding disturb
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -187,11 +187,15 @@ def distil_head(
     optimiser = torch.optim.AdamW(parameters, config.rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.num_steps)
     better, worse, steps = (torch.from_numpy(x) for x in _ladder_pairs(labels))
+
+    def logit(x: Tensor, kept: Tensor) -> Tensor:
+        return last(F.relu(hidden(x * kept))).squeeze(1)
+
     for _ in range(config.num_steps):
         chosen = torch.randint(len(a), (config.batch,))
         # one mask for both: what is dropped must not count as disagreement
         kept = F.dropout(torch.ones_like(a[chosen]), config.dropout)
-        za, zb = (last(F.relu(hidden(x[chosen] * kept))).squeeze(1) for x in (a, b))
+        za, zb = (logit(x[chosen], kept) for x in (a, b))
         target = wanted[chosen]
         loss = config.agreement_weight * (za - zb).square().mean()
         for z in (za, zb):
@@ -200,10 +204,7 @@ def distil_head(
             pairs = torch.randint(len(better), (config.batch // 2,))
             kept = F.dropout(torch.ones_like(a[pairs]), config.dropout)
             for x in (a, b):
-                high, low = (
-                    last(F.relu(hidden(x[side[pairs]] * kept))).squeeze(1)
-                    for side in (better, worse)
-                )
+                high, low = (logit(x[side[pairs]], kept) for side in (better, worse))
                 hinge = F.relu(config.ladder_margin * steps[pairs] - (high - low))
                 loss = loss + config.ladder_weight * hinge.mean()
         optimiser.zero_grad()
@@ -227,18 +228,27 @@ def _anchored(
     the head that was trained on ladders knows how far each step falls.
     """
     wanted = taught.copy()
-    for number in range(labels.ladder.max(initial=-1) + 1):
-        members = np.flatnonzero(labels.ladder == number)
+    for members in _ladders(labels):
         mildest = members[labels.level[members].argmin()]
         wanted[members] = taught[mildest] + former[members] - former[mildest]
     return wanted
 
 
+def _constants(graph: onnx.ModelProto) -> tuple[str, str, str, str]:
+    """Names of a head's constants, in the order of :class:`Head`'s fields."""
+    hidden, quality = head_nodes(graph)
+    return hidden.input[1], hidden.input[2], quality.input[1], quality.input[2]
+
+
 def _head_of(graph: onnx.ModelProto) -> Head:
     """The head that a graph has now."""
-    hidden, quality = head_nodes(graph)
-    names = (*hidden.input[1:3], *quality.input[1:3])
-    return Head(*(constant_of(graph, name) for name in names))
+    return Head(*(constant_of(graph, name) for name in _constants(graph)))
+
+
+def _ladders(labels: Labels) -> Iterator[NDArray[np.int64]]:
+    """Indices of the looks of each ladder."""
+    for number in range(labels.ladder.max(initial=-1) + 1):
+        yield np.flatnonzero(labels.ladder == number)
 
 
 def _ladder_pairs(
@@ -246,8 +256,7 @@ def _ladder_pairs(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Indices of the better and the worse look of each pair of one ladder, and levels between."""
     better, worse = [], []
-    for number in range(labels.ladder.max(initial=-1) + 1):
-        members = np.flatnonzero(labels.ladder == number)
+    for members in _ladders(labels):
         for i in members:
             for j in members[labels.level[members] > labels.level[i]]:
                 better.append(i)
@@ -297,22 +306,20 @@ def refit_(
     weight = head.hidden_weight * slope
     bias = head.hidden_bias + head.hidden_weight @ offset
     _put(quantised, Head(weight, bias, head.quality_weight, head.quality_bias))
-    return sum(part.size for part in (weight, bias, head.quality_weight, head.quality_bias))
+    return head_size(quantised)
 
 
 def head_size(graph: onnx.ModelProto) -> int:
     """Parameters of a graph's head."""
-    hidden, quality = head_nodes(graph)
-    return sum(constant_of(graph, n).size for n in (*hidden.input[1:3], *quality.input[1:3]))
+    return sum(constant_of(graph, name).size for name in _constants(graph))
 
 
 def _put(graph: onnx.ModelProto, head: Head) -> None:
     """Replace the head of a graph; shapes that depended on its width are forgotten."""
     hidden, quality = head_nodes(graph)
-    replace_constant(graph, hidden.input[1], head.hidden_weight)
-    replace_constant(graph, hidden.input[2], head.hidden_bias)
-    replace_constant(graph, quality.input[1], head.quality_weight)
-    replace_constant(graph, quality.input[2], head.quality_bias)
+    values = (head.hidden_weight, head.hidden_bias, head.quality_weight, head.quality_bias)
+    for name, value in zip(_constants(graph), values, strict=True):
+        replace_constant(graph, name, value)
     readers = [n for n in graph.graph.node if hidden.output[0] in n.input]
     stale = {name for node in (hidden, *readers) for name in node.output}
     stale |= {name for node in (hidden, quality) for name in node.input}
