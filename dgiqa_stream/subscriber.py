@@ -84,6 +84,11 @@ class Subscriber:
         self._gaps: Counter[str] = Counter()
         self._num_undecodable = 0
         self._problem = ""
+        self._hang_up = "the publisher hung up before it was ready; it is ending, or " + (
+            "server.key in curve_dir is not its key"
+            if keys
+            else "it wants keys: give curve_dir where it has one"
+        )
         self._context = zmq.Context()
         self._socket = _make_socket(self._context, ipv6=place.is_ipv6)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket()
@@ -232,10 +237,7 @@ class Subscriber:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._problem = ""
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._report(
-                    "the publisher hung up before it was ready; it is ending, or server.key in "
-                    "curve_dir is not its key"
-                )
+                self._report(self._hang_up)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 self._give_up("refused this client: copy client.key to its curve_dir")
             elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:

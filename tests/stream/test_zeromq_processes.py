@@ -291,6 +291,22 @@ def copy(source: Path, target: Path) -> None:
     target.write_bytes(source.read_bytes())
 
 
+def refusal(sub: Subscriber) -> str:
+    """What a subscriber says of a publisher that does not speak as it does.
+
+    An error, or a problem where the publisher hung up before ZeroMQ had read what it speaks: 13 of
+    500 connections on a busy machine.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while not sub.problem:
+            assert sub.receive(0.05) is None
+            assert time.monotonic() < deadline
+    except ConfigError as exc:
+        return str(exc)
+    return sub.problem
+
+
 def test_curve_admits_a_known_client(start: Callable[..., Peer], keys: Path) -> None:
     """The right keys get messages; a stranger and a client without keys are told at once."""
     publisher = start("publish", "tcp://0.0.0.0:*", f"curve_dir={keys}/server")
@@ -301,11 +317,8 @@ def test_curve_admits_a_known_client(start: Callable[..., Peer], keys: Path) -> 
         pytest.raises(ConfigError, match=r"refused this client: copy client\.key"),
     ):
         stranger.receive(PATIENCE_SECONDS)
-    with (
-        Subscriber(endpoint) as plain,
-        pytest.raises(ConfigError, match="give curve_dir"),
-    ):
-        plain.receive(PATIENCE_SECONDS)
+    with Subscriber(endpoint) as plain:
+        assert "give curve_dir" in refusal(plain)
     with Subscriber(endpoint, curve_dir=str(keys / "client")) as sub:
         assert [m.kind for m in collect(sub, 1)] == ["status"]
         assert sub.problem == ""
