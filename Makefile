@@ -1,9 +1,12 @@
 # What a contributor runs; `make` alone lists it. Needs make, git and Python 3.11 or later with venv.
 #
 #   PYTHON=python3.12    which Python makes the environments (default: the first found that can)
-#   TORCH=yes|no|auto    auto runs the training and export tests where torch can be installed,
-#                        yes fails where it cannot, no leaves them out
+#   TORCH=yes|no|auto    auto runs the training and export tests where torch and what teachers and
+#                        shards need can be installed, yes fails where they cannot, no leaves
+#                        them out
 #   PYTEST_ARGS="-k x"   more arguments for pytest
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu   takes the CPU builds of torch:
+#                        1 GB of disk instead of 6
 #   FAIL_WITHOUT_SERVERS=1, DGIQA_ODD_MEDIA=DIR   are passed on to the tests
 
 SHELL := /bin/bash
@@ -19,6 +22,7 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 BIN := $(abspath $(VENV))/bin
 CONSTRAINTS := .ci/constraints.txt
+EXTRAS_WITH_TORCH := report,train,quant,teacher,shards
 
 # The tests run elsewhere, so a relative folder would be lost on the way.
 ifneq ($(strip $(DGIQA_ODD_MEDIA)),)
@@ -62,10 +66,11 @@ test: lint types wheel ## lint, types, and the whole suite against the built whe
 	cp -R tests configs docs README.md CHANGELOG.md CONTRIBUTING.md pyproject.toml "$$stage"
 	find "$$stage" -name __pycache__ -prune -exec rm -rf {} +
 	without=()
-	if ! $(BIN)/python -c 'import torch' 2>/dev/null; then
-	  echo "torch is not installed: tests/distill and tests/quant are left out"
+	if [ "$(TORCH)" = no ] || ! $(BIN)/python -c 'import torch' 2>/dev/null; then
+	  echo "without torch: tests/distill and tests/quant are left out"
 	  without=(--ignore=tests/distill --ignore=tests/quant)
 	fi
+	if [ "$(TORCH)" = yes ]; then export FAIL_WITHOUT_PACKAGES=1; fi
 	cd "$$stage"
 	DGIQA_CHECKOUT="$(CURDIR)" PATH="$(BIN):$$PATH" \
 	  $(BIN)/python -m pytest "$${without[@]}" $(PYTEST_ARGS)
@@ -90,21 +95,21 @@ wheel: $(VENV)/tools ## build the wheel and install it into .venv
 	rm -rf $(VENV)/wheel
 	$(BIN)/python -m hatchling build -t wheel -d $(VENV)/wheel
 	wheel=$$(echo $(VENV)/wheel/*.whl)
-	extras=report
+	# pip keeps an installed wheel of the same version, whatever is in it
+	$(BIN)/pip uninstall --quiet --yes dgiqa-stream 2>/dev/null
+	plain=("$$wheel[report]")
+	with_torch=("$$wheel[$(EXTRAS_WITH_TORCH)]" --group test-torch)
+	install=($(BIN)/pip install --quiet -c $(CONSTRAINTS))
 	case "$(TORCH)" in
-	  no) ;;
-	  yes) extras=report,train,quant ;;
+	  no) "$${install[@]}" "$${plain[@]}" ;;
+	  yes) "$${install[@]}" "$${with_torch[@]}" ;;
 	  auto)
-	    if $(BIN)/pip install --quiet -c $(CONSTRAINTS) torch; then
-	      extras=report,train,quant
-	    else
+	    if ! "$${install[@]}" "$${with_torch[@]}"; then
 	      echo "torch cannot be installed here; TORCH=no does not try, TORCH=yes insists" >&2
+	      "$${install[@]}" "$${plain[@]}"
 	    fi ;;
 	  *) echo "TORCH=$(TORCH) is not one of yes, no, auto" >&2; exit 2 ;;
 	esac
-	# pip keeps an installed wheel of the same version, whatever is in it
-	$(BIN)/pip uninstall --quiet --yes dgiqa-stream 2>/dev/null
-	$(BIN)/pip install --quiet -c $(CONSTRAINTS) "$$wheel[$$extras]"
 	$(BIN)/pip check
 
 .PHONY: demo

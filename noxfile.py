@@ -20,6 +20,7 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 READ_BY_TESTS = [
     "tests", "configs", "docs", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"
 ]  # fmt: skip
+WITH_TORCH = "[report,train,quant,teacher,shards]"
 NEED_TORCH = ["--ignore=tests/distill", "--ignore=tests/quant"]
 
 
@@ -49,6 +50,8 @@ def run_suite(session: nox.Session, *arguments: str) -> None:
             else:
                 shutil.copy(source, target)
         env: dict[str, str | None] = {"DGIQA_CHECKOUT": str(ROOT), "PYTHONPATH": None}
+        if session.name.startswith("tests"):
+            env["FAIL_WITHOUT_PACKAGES"] = "1"
         if odd_media := os.environ.get("DGIQA_ODD_MEDIA"):
             env["DGIQA_ODD_MEDIA"] = str(Path(odd_media).resolve())
         session.chdir(stage)
@@ -58,9 +61,9 @@ def run_suite(session: nox.Session, *arguments: str) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The whole suite, with torch, against the wheel."""
+    """The whole suite, with torch and what teachers and shards need, against the wheel."""
     wheel = build_wheel(session)
-    session.install(CONSTRAINTS, f"{wheel}[report,train,quant]", *group("test"))
+    session.install(CONSTRAINTS, f"{wheel}{WITH_TORCH}", *group("test"), *group("test-torch"))
     session.install("--force-reinstall", "--no-deps", str(wheel))
     run_suite(session)
 
@@ -99,7 +102,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Run mypy, strict on dgiqa_stream and plugins."""
-    session.install(CONSTRAINTS, ".[report,train,quant]", *group("lint"))
+    session.install(CONSTRAINTS, f".{WITH_TORCH}", *group("lint"))
     session.run("mypy")
 
 
@@ -119,7 +122,7 @@ def wheel(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every script of benchmarks/; each writes JSON."""
-    session.install(CONSTRAINTS, ".[report,train,quant]", *group("test"))
+    session.install(CONSTRAINTS, f".{WITH_TORCH}", *group("test"))
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
         if not script.name.startswith(("_", "make_")):
             session.run("python", str(script))
