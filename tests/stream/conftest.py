@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import pty
+import secrets
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -58,7 +62,7 @@ def run_cli(plain_environment: dict[str, str]) -> Callable[..., CommandLine]:
     def run(
         *arguments: str | Path,
         stdin: bytes = b"",
-        timeout_seconds: float = 60.0,
+        timeout_seconds: float = 120.0,
         environment: dict[str, str] | None = None,
         command: Sequence[str] = (sys.executable, "-m", "dgiqa_stream"),
     ) -> CommandLine:
@@ -75,3 +79,68 @@ def run_cli(plain_environment: dict[str, str]) -> Callable[..., CommandLine]:
         return found
 
     return run
+
+
+@pytest.fixture(scope="session")
+def run_on_terminal(plain_environment: dict[str, str]) -> Callable[..., CommandLine]:
+    """Run ``python -m dgiqa_stream`` with standard error on a terminal of 100 columns."""
+
+    def run(*arguments: str | Path) -> CommandLine:
+        here, there = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dgiqa_stream", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=there,
+            env={**plain_environment, "TERM": "xterm", "COLUMNS": "100"},
+        )
+        os.close(there)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while part := os.read(here, 1 << 16):
+                shown += part
+        os.close(here)
+        out, _ = process.communicate(timeout=60)
+        assert b"Traceback" not in shown, shown
+        return CommandLine(process.returncode, out.decode(), shown.decode())
+
+    return run
+
+
+def _first_outgoing_port() -> int:
+    """From here on the system gives ports to connections that ask for none."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return 32768
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[..., int]:
+    """Finds a port that nobody uses, below those that the system may give to anybody meanwhile.
+
+    A connection that is tried again and again on one of those can even meet itself. For RTP, which
+    takes two, the lower one of an even pair.
+    """
+
+    def find(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+        end = max(12_000, _first_outgoing_port() - 1)
+        while True:
+            port = 10_000 + 2 * secrets.randbelow((end - 10_000) // 2)
+            with (
+                contextlib.suppress(OSError),
+                socket.socket(type=kind) as one,
+                socket.socket(type=kind) as two,
+            ):
+                one.bind(("127.0.0.1", port))
+                two.bind(("127.0.0.1", port + 1))
+                return port
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def refused() -> Iterator[int]:
+    """A local port that refuses connections: it is taken, and nobody listens there."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

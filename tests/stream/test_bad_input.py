@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
-import socket
 import sys
 import threading
 
@@ -17,14 +16,6 @@ from dgiqa_stream.manifest import load_model, manifest_path
 PATTERN = "pattern:clean?size=64x48&seconds=1"
 SECRETS = ("hunter2", "bob", "s3cr3t")
 PYTHON = [sys.executable, "-m", "dgiqa_stream"]
-
-
-@pytest.fixture(scope="module")
-def refused():
-    """A local port that refuses connections."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        yield s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +295,7 @@ def test_a_terminal_as_standard_input_is_refused(run_cli):
     if not shutil.which("script"):
         pytest.skip("needs `script` to make a terminal")
     command = ["script", "-qec", f"{' '.join(PYTHON)} score - -q", "/dev/null"]
-    assert "standard input is a terminal" in run_cli(command=command, timeout_seconds=30).out
+    assert "standard input is a terminal" in run_cli(command=command, timeout_seconds=120).out
 
 
 def test_an_input_is_never_overwritten(run_cli, media, tmp_path):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -159,43 +155,22 @@ def test_sub_without_a_publisher_says_so(run_cli):
     ]
 
 
-def watch_on_a_terminal(environment, *arguments):
-    """What ``watch`` draws with standard error on a terminal, and its exit code."""
-    here, there = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dgiqa_stream", "watch", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=there,
-        env={**environment, "TERM": "xterm", "COLUMNS": "100"},
-    )
-    os.close(there)
-    shown = b""
-    try:
-        while part := os.read(here, 1 << 16):
-            shown += part
-    except OSError:  # the terminal's other end is closed
-        pass
-    os.close(here)
-    assert process.communicate(timeout=20)[0] == b""
-    text = shown.decode()
-    assert "Traceback" not in text
-    return text, process.returncode
-
-
-def test_watch_draws_a_table_on_a_terminal(plain_environment):
+def test_watch_draws_a_table_on_a_terminal(run_on_terminal):
     """On a terminal the streams are a table that is redrawn; standard output stays empty."""
     arguments = ("--publish=tcp://127.0.0.1:*", "--realtime", f"{PATTERN}&seconds=1")
-    text, code = watch_on_a_terminal(plain_environment, *arguments)
-    assert code == 0
+    done = run_on_terminal("watch", *arguments)
+    assert (done.code, done.out) == (0, "")
+    text = done.err
     assert "publishing on tcp://127.0.0.1:" in text
     assert "worst 5 %" in text
     assert "█" in text
     assert "pattern-clean: end of stream" in text
 
 
-def test_a_terminal_keeps_only_the_error(plain_environment):
+def test_a_terminal_keeps_only_the_error(run_on_terminal):
     """The table of a source that never opened is erased before the error is told."""
-    text, code = watch_on_a_terminal(plain_environment, "missing.mp4")
-    assert code == 3
+    done = run_on_terminal("watch", "missing.mp4")
+    assert (done.code, done.out) == (3, "")
+    text = done.err
     assert text.endswith("error: missing.mp4: does not exist; check the name\r\n")
     assert text.rfind("failed") < text.rfind("\x1b[2K")  # erase this line

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import pty
 import shutil
 import signal
 import socket
@@ -272,32 +271,33 @@ def test_a_reader_that_goes_away_is_no_error(media, plain_environment):
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     process.stderr.close()
 
 
 @pytest.mark.parametrize("format", ["csv", "ndjson", "json"])
 def test_an_interrupt_is_130_and_keeps_what_was_scored(plain_environment, tmp_path, media, format):
-    """Ctrl-C in a read that blocks ends it within a second with 130; what was scored so far is on
-    disk. A JSON document, and only that, has room to say that it is not complete.
+    """Ctrl-C in a read that blocks for a minute ends it at once with 130; what was scored so far is
+    on disk. A JSON document, and only that, has room to say that it is not complete.
     """
     target, score = tmp_path / "out", [sys.executable, "-m", "dgiqa_stream", "score"]
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(20)
+        server.settimeout(60)
         silent = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        options = ["-f", format, "-o", str(target), "--open-timeout", "60"]
         process = subprocess.Popen(
-            [*score, str(media["grey"]), silent, "missing.mp4", "-f", format, "-o", str(target)],
+            [*score, str(media["grey"]), silent, "missing.mp4", *options],
             stderr=subprocess.PIPE,
             env=plain_environment,
         )
         connection, _ = server.accept()  # it is in the second input
         process.send_signal(signal.SIGINT)
         begin = time.monotonic()
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=50)
         took = time.monotonic() - begin
         connection.close()
     assert process.returncode == 130
-    assert took < 1.5
+    assert took < 8.0  # a second, on an idle machine
     assert b"interrupted: what was scored so far is written" in err
     assert b"Traceback" not in err
     text = target.read_text()
@@ -313,28 +313,13 @@ def test_an_interrupt_is_130_and_keeps_what_was_scored(plain_environment, tmp_pa
         assert [bool(r["score"]) for r in rows] == [True]
 
 
-def test_a_terminal_sees_progress_and_the_data_stay_clean(media, plain_environment):
+def test_a_terminal_sees_progress_and_the_data_stay_clean(media, run_on_terminal):
     """With standard error on a terminal a bar is drawn there; standard output is the same rows."""
-    here, there = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dgiqa_stream", "score", str(media["plain"])],
-        stdout=subprocess.PIPE,
-        stderr=there,
-        env={**plain_environment, "TERM": "xterm"},
-    )
-    os.close(there)
-    shown = b""
-    try:
-        while part := os.read(here, 1 << 16):
-            shown += part
-    except OSError:  # the terminal's other end is closed
-        pass
-    os.close(here)
-    out, _ = process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert len(rows_of(out.decode())) == 24
-    assert b"\x1b[" in shown
-    assert b"(24 frames)" in shown
+    done = run_on_terminal("score", media["plain"])
+    assert done.code == 0
+    assert len(rows_of(done.out)) == 24
+    assert "\x1b[" in done.err
+    assert "(24 frames)" in done.err
 
 
 def test_help_names_every_option(run_cli):

@@ -21,7 +21,9 @@ import pytest
 from dgiqa_stream.subscriber import Subscriber
 
 PATTERN = "pattern:clean?size=64x48&fps=25"
-ENDS_WITHIN_SECONDS = 1.5  # the promise is one second; the rest is for a loaded machine
+ENDS_WITHIN_SECONDS = 8.0
+"""The promise is one second, the rest is for a busy machine; what blocks would go on for 60."""
+BLOCKS = ("--open-timeout", "60", "--read-timeout", "60")
 FAKE = '[model]\nbackend = "fake"\n[publish]\nendpoint = ""\n'
 
 
@@ -50,7 +52,7 @@ def start(plain_environment):
         process.communicate()
 
 
-def line_with(process, pattern, seconds=30):
+def line_with(process, pattern, seconds=60):
     """Read standard error up to a line that matches; the match."""
     end, seen = time.monotonic() + seconds, ""
     while time.monotonic() < end:
@@ -68,7 +70,7 @@ def end(process, number=signal.SIGINT):
     """Send a signal; the exit code, what was said, and how long it took."""
     begin = time.monotonic()
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=50)
     assert "Traceback" not in err, err
     return process.returncode, out, err, time.monotonic() - begin
 
@@ -104,26 +106,19 @@ def sending_over_udp(path, port):
         thread.join()
 
 
-def free_udp_port():
-    """A UDP port that nobody uses right now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def test_a_live_stream_reaches_a_subscriber(start, media):
+def test_a_live_stream_reaches_a_subscriber(start, media, free_port):
     """MPEG-TS over UDP in, ZeroMQ out: a subscriber in another process hears meta, status, frames
     and windows of the stream, about five frames per second of its time, and after SIGTERM the
     summary of all of them before the state ``ended``; the exit code is 0.
     """
-    port = free_udp_port()
+    port = free_port(socket.SOCK_DGRAM)
     with sending_over_udp(media["late_start"], port):
         process = start(
-            *(f"udp://127.0.0.1:{port}", "--id", "cam1", "--open-timeout", "20"),
+            *(f"udp://127.0.0.1:{port}", "--id", "cam1", *BLOCKS),
             publish="tcp://127.0.0.1:*",
         )
         endpoint = line_with(process, r"publishing on (\S+)\n")[1]
-        with Subscriber(endpoint, timeout_seconds=20) as subscriber:
+        with Subscriber(endpoint, timeout_seconds=60) as subscriber:
             heard = []
             for message in subscriber:
                 heard.append(message)
@@ -132,7 +127,7 @@ def test_a_live_stream_reaches_a_subscriber(start, media):
                     break
             assert {"meta", "status", "frame", "window"} <= kinds
             code, _, err, took = end(process, signal.SIGTERM)
-            last = list(iter(lambda: subscriber.receive(1.0), None))
+            last = list(iter(lambda: subscriber.receive(2.0), None))
             assert not subscriber.gaps
     assert code == 0
     assert took < ENDS_WITHIN_SECONDS
@@ -203,18 +198,22 @@ def test_duration_ends_a_live_stream(run_cli, tmp_path):
     begin = time.monotonic()
     done = run_cli(*arguments)
     assert done.code == 0, done.err
-    assert 0.9 < time.monotonic() - begin < 10
+    assert 0.9 < time.monotonic() - begin < 60
     assert "5 of 25 frames scored" in done.err
 
 
-@contextlib.contextmanager
-def never_answering(kind):
-    """A URL of a source that accepts and never answers, or that never sends."""
-    if kind == "udp":
-        yield f"udp://127.0.0.1:{free_udp_port()}"
-        return
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"{kind}://127.0.0.1:{server.getsockname()[1]}/live"
+@pytest.fixture
+def never_answering(free_port):
+    """Makes URLs of sources that accept and never answer, or that never send."""
+    with contextlib.ExitStack() as servers:
+
+        def make(kind):
+            if kind == "udp":
+                return f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+            server = servers.enter_context(socket.create_server(("127.0.0.1", 0)))
+            return f"{kind}://127.0.0.1:{server.getsockname()[1]}/live"
+
+        yield make
 
 
 @pytest.mark.parametrize(
@@ -226,15 +225,14 @@ def never_answering(kind):
         ("http", signal.SIGINT),
     ],
 )
-def test_a_signal_ends_it_out_of_a_blocked_read(start, kind, number):
+def test_a_signal_ends_it_out_of_a_blocked_read(start, never_answering, kind, number):
     """While opening blocks on a host that is silent, a signal ends it within a second, with the
     summary for people, the ``final`` message and exit code 0.
     """
-    with never_answering(kind) as url:
-        process = start(url, "--id", "cam", "--ndjson", "-")
-        assert "connecting" in process.stdout.readline()
-        time.sleep(0.2)
-        code, out, err, took = end(process, number)
+    process = start(never_answering(kind), "--id", "cam", "--ndjson", "-", *BLOCKS)
+    assert "connecting" in process.stdout.readline()
+    time.sleep(0.2)
+    code, out, err, took = end(process, number)
     assert code == 0
     assert took < ENDS_WITHIN_SECONDS
     kinds = [json.loads(line) for line in out.splitlines()]
@@ -248,7 +246,7 @@ def test_a_signal_ends_it_out_of_a_pipe_that_fell_silent(start, media):
     """With standard input open and silent after some frames, SIGTERM still ends it in a second,
     and what was scored is summed up.
     """
-    process = start("-", "--every", "1", "--ndjson", "-", stdin=subprocess.PIPE)
+    process = start("-", "--every", "1", "--ndjson", "-", *BLOCKS, stdin=subprocess.PIPE)
     process.stdin.buffer.write(media["late_start"].read_bytes())
     process.stdin.flush()
     for line in process.stdout:
@@ -257,7 +255,7 @@ def test_a_signal_ends_it_out_of_a_pipe_that_fell_silent(start, media):
     time.sleep(0.5)
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(50) == 0
     assert time.monotonic() - begin < ENDS_WITHIN_SECONDS
     rest = [json.loads(line) for line in process.stdout]
     final = next(m for m in rest if m["schema"] == "dgiqa.final/1")
@@ -265,13 +263,11 @@ def test_a_signal_ends_it_out_of_a_pipe_that_fell_silent(start, media):
     assert final["n"] > 0
 
 
-def test_opening_has_a_deadline(run_cli):
+def test_opening_has_a_deadline(run_cli, never_answering):
     """A host that never answers is given up after --open-timeout: one line, exit code 3."""
     for kind in ("tcp", "udp"):
-        with never_answering(kind) as url:
-            begin = time.monotonic()
-            done = run_cli("watch", url, "--publish=", "--open-timeout", "0.5", "-q")
-            assert time.monotonic() - begin < 6
+        url = never_answering(kind)
+        done = run_cli("watch", url, "--publish=", "--open-timeout", "0.5", "-q")
         assert done.code == 3
         assert len(done.err.splitlines()) == 1
         assert "no data within 0.5 s" in done.err
@@ -301,7 +297,7 @@ def test_a_source_that_never_opens_is_one_line(run_cli, tmp_path):
     assert (last["schema"], last["state"]) == ("dgiqa.status/1", "failed")
 
 
-def test_an_error_names_what_the_user_wrote(run_cli, tmp_path):
+def test_an_error_names_what_the_user_wrote(run_cli, never_answering, tmp_path):
     """A value of an option is told by the option's name, one of the file by its key, and where
     there is no file, a default by the option that changes it.
     """
@@ -312,10 +308,10 @@ def test_an_error_names_what_the_user_wrote(run_cli, tmp_path):
     assert (of_file.code, of_file.err.split()[1]) == (2, "publish.endpoint")
     of_option = run_cli("watch", PATTERN, "-c", file, "--publish", "tcp://0.0.0.0:5557")
     assert (of_option.code, of_option.err.split()[1]) == (2, "--publish")
-    with never_answering("tcp") as url:
-        of_file = run_cli("watch", url, "-c", file, "--publish=", "-q")
-        of_option = run_cli("watch", url, "--publish=", "--open-timeout", "0.2", "-q")
-        scored = run_cli("score", url, "--open-timeout", "0.2", "-q")
+    url = never_answering("tcp")
+    of_file = run_cli("watch", url, "-c", file, "--publish=", "-q")
+    of_option = run_cli("watch", url, "--publish=", "--open-timeout", "0.2", "-q")
+    scored = run_cli("score", url, "--open-timeout", "0.2", "-q")
     assert of_file.code == of_option.code == scored.code == 3
     assert "raise source.open_timeout_seconds and source.read_timeout_seconds" in of_file.err
     for done in (of_option, scored):

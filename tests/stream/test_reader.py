@@ -62,9 +62,9 @@ class ScriptedSource:
             if isinstance(item, BaseException):
                 raise item
             if item is UNTIL_CLOSED:
-                self.closed.wait(10)
+                self.closed.wait(60)
             elif isinstance(item, threading.Event):
-                item.wait(10)
+                item.wait(60)
             else:
                 yield item
         self.num_decode_errors += self._errors_at_end
@@ -86,12 +86,24 @@ def read_ahead(source, telemetry, *, sampler=ALL, open_timeout_seconds=5.0, **ov
     )
 
 
+@pytest.fixture(autouse=True)
+def patient_exit(monkeypatch):
+    """A thread that ends is not taken for a left one, however busy the machine."""
+    monkeypatch.setattr(reader_module, "_JOIN_SECONDS", 30.0)
+
+
+@pytest.fixture
+def short_exit(monkeypatch, patient_exit):
+    """What blocks is left soon, as in the product."""
+    monkeypatch.setattr(reader_module, "_JOIN_SECONDS", 0.3)
+
+
 def readers():
     """Reader threads that are alive."""
     return [t for t in threading.enumerate() if t.name.startswith("reader ")]
 
 
-def wait_until(holds, seconds=5.0):
+def wait_until(holds, seconds=30.0):
     """Wait for something that another thread brings about."""
     end = time.monotonic() + seconds
     while not holds():
@@ -242,13 +254,13 @@ def test_what_fails_to_open_is_raised_by_the_loop():
     assert reader.info is None
 
 
-def test_opening_has_a_deadline(monkeypatch):
+def test_opening_has_a_deadline(monkeypatch, short_exit):
     """An opener that ignores its deadline is given up, with a hint; what it opens is closed."""
     monkeypatch.setattr(reader_module, "_OPEN_GRACE_SECONDS", 0.05)
     gate, source = threading.Event(), ScriptedSource([make_frame(0)])
 
     def open_slowly():
-        gate.wait(10)
+        gate.wait(60)
         return source
 
     begin = time.monotonic()
@@ -257,7 +269,7 @@ def test_opening_has_a_deadline(monkeypatch):
         pytest.raises(SourceUnavailable, match=r"within 0\.1 s.*source\.open_timeout_seconds"),
     ):
         list(reader.frames(idle_seconds=0.02))
-    assert time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin < 10.0
     assert reader.has_left_thread
     gate.set()
     wait_until(lambda: not readers())
@@ -281,16 +293,16 @@ def test_silence_is_told():
     assert got[-1].info.index == 1
 
 
-def test_leaving_does_not_wait_for_a_blocked_read():
-    """With the source stuck in a read, the block ends within a second, says that a thread is left,
-    and the thread ends, without its frame being counted, once the read returns.
+def test_leaving_does_not_wait_for_a_blocked_read(short_exit):
+    """With the source stuck in a read of a minute, the block ends at once, says that a thread is
+    left, and the thread ends, without its frame being counted, once the read returns.
     """
     gate, telemetry = threading.Event(), Telemetry()
     source = ScriptedSource([make_frame(0), gate, make_frame(1)])
     begin = time.monotonic()
     with read_ahead(source, telemetry) as reader:
         next(reader.frames(idle_seconds=1.0))
-    assert time.monotonic() - begin < 1.0
+    assert time.monotonic() - begin < 10.0
     assert reader.has_left_thread
     gate.set()
     wait_until(lambda: not readers())
@@ -339,10 +351,10 @@ class SlowSampler:
 
     def wants(self, info):
         """Wait for the gate."""
-        return self.gate.wait(10)
+        return self.gate.wait(60)
 
 
-def test_a_frame_that_is_late_for_the_end_is_counted():
+def test_a_frame_that_is_late_for_the_end_is_counted(short_exit):
     """A frame that the left thread brings after the block has ended counts as dropped."""
     sampler, telemetry = SlowSampler(), Telemetry()
     with read_ahead(ScriptedSource([make_frame(0)]), telemetry, sampler=sampler):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -165,15 +164,17 @@ def test_a_closed_scorer_says_so():
 
 
 def test_the_first_score_comes_soon(plain_environment):
-    """A fresh process imports, loads the model and scores a small picture within five seconds."""
+    """A fresh process imports, loads the model and scores a small picture in five seconds of CPU:
+    unlike the clock's, they are as many on a busy machine.
+    """
     code = (
-        "import numpy, dgiqa_stream\n"
+        "import time, numpy, dgiqa_stream\n"
         "scorer = dgiqa_stream.load_scorer()\n"
-        "print(scorer.score(numpy.zeros((90, 160, 3), numpy.uint8)))"
+        "print(scorer.score(numpy.zeros((90, 160, 3), numpy.uint8)), time.process_time())"
     )
-    begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, env=plain_environment
     )
-    assert time.monotonic() - begin < 5.0
-    assert 0.0 <= float(done.stdout) <= 100.0
+    score, seconds = map(float, done.stdout.split())
+    assert 0.0 <= score <= 100.0
+    assert seconds < 5.0

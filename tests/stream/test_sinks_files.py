@@ -228,7 +228,7 @@ def test_a_reader_that_leaves_is_a_sink_error(peers: ModuleType) -> None:
         assert recorder.stderr is not None
         first = recorder.stdout.readline()
         recorder.stdout.close()
-        assert recorder.wait(timeout=20) == 1
+        assert recorder.wait(timeout=60) == 1
         assert recorder.stderr.read() == b""
     assert json.loads(first)["schema"] == "dgiqa.frame/1"
 

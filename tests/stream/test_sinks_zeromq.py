@@ -259,8 +259,11 @@ def test_closing_twice_is_fine_and_sending_after_it_is_told(peers: ModuleType) -
             sink.send(peers.make_factory().status("running"))
 
 
-def test_closing_without_subscribers_does_not_wait(peers: ModuleType) -> None:
-    """Closing after a summary takes no second when nobody listens."""
+def test_closing_without_subscribers_does_not_wait(
+    peers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing after a summary does not wait for its second when nobody listens."""
+    monkeypatch.setattr("dgiqa_stream.sinks.zeromq._FINAL_LINGER_MS", 60_000)
     with opened() as sink:
         summary = peers.make_factory().final(
             None, counts={}, duration_seconds=0.0, reason="interrupted"
@@ -268,4 +271,4 @@ def test_closing_without_subscribers_does_not_wait(peers: ModuleType) -> None:
         sink.send(summary)
         begin = time.monotonic()
         sink.close()
-        assert time.monotonic() - begin < 0.9
+        assert time.monotonic() - begin < 20.0

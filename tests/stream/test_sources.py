@@ -241,18 +241,16 @@ def test_realtime_keeps_the_pace(media):
     info, frames = read(media["plain"], realtime=True, duration_seconds=0.4)
     assert info.is_live
     assert len(frames) == 10
-    assert 0.3 < time.monotonic() - begin < 1.5
+    assert 0.3 < time.monotonic() - begin < 4.0  # ten times slower is no pace on any machine
 
 
 def test_close_ends_a_paced_source(media):
     """Closing from another thread ends a source that waits for its next frame."""
-    source = open_source(str(media["vfr"]), SourceSettings(realtime=True), stream="s")
+    source = open_source(str(media["whole"]), SourceSettings(realtime=True), stream="s")
     frames = source.frames()
     next(frames)
     threading.Timer(0.1, source.close).start()
-    begin = time.monotonic()
-    list(frames)
-    assert time.monotonic() - begin < 0.8  # the clip lasts 1.24 s
+    assert len(list(frames)) < 58  # of 60, in 2.4 s
     source.close()
 
 
@@ -360,7 +358,7 @@ def test_a_silent_named_pipe_meets_the_deadline(tmp_path):
     begin = time.monotonic()
     with pytest.raises(SourceUnavailable, match=r"no data within 0\.5 s"):
         read(path, open_timeout_seconds=0.5)
-    assert time.monotonic() - begin < 1.5
+    assert time.monotonic() - begin < 8.0  # the default is 10
 
 
 def _odd_media():

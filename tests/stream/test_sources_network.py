@@ -22,25 +22,25 @@ from dgiqa_stream.config import SourceSettings
 from dgiqa_stream.errors import SourceUnavailable, SourceUnsupported
 from dgiqa_stream.sources import open_source
 
-OPEN_SECONDS = 0.7
-SLACK_SECONDS = 1.0
+PATIENCE_SECONDS = 30.0
+SHORT_SECONDS = 0.7
+SLACK_SECONDS = 6.0
+"""A busy machine may be that late; what ignores a short deadline waits for the default of 10 s."""
 
 
-def open_quickly(url, **settings):
-    """Open with a short deadline and check that it is kept."""
-    settings = {"open_timeout_seconds": OPEN_SECONDS, "read_timeout_seconds": 0.7, **settings}
+def open_patiently(url, **settings):
+    """Open what is there: no pause of a busy machine is taken for silence."""
+    patient = dict.fromkeys(("open_timeout_seconds", "read_timeout_seconds"), PATIENCE_SECONDS)
+    return open_source(url, SourceSettings(**(patient | settings)), stream="s")
+
+
+def open_in_vain(url, seconds=SHORT_SECONDS):
+    """Open what is silent, with a short deadline, and check that it is kept."""
     begin = time.monotonic()
     try:
-        return open_source(url, SourceSettings(**settings), stream="s")
+        return open_patiently(url, open_timeout_seconds=seconds)
     finally:
-        assert time.monotonic() - begin < settings["open_timeout_seconds"] + SLACK_SECONDS
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    """A port that nobody uses right now."""
-    with socket.socket(socket.AF_INET, kind) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        assert time.monotonic() - begin < seconds + SLACK_SECONDS
 
 
 @contextlib.contextmanager
@@ -121,11 +121,11 @@ def http_files(folder):
             thread.join()
 
 
-def test_udp_transport_stream(media):
+def test_udp_transport_stream(media, free_port):
     """MPEG-TS over UDP is live, and its frames keep coming in order."""
     port = free_port(socket.SOCK_DGRAM)
     with sending(media["late_start"], f"udp://127.0.0.1:{port}?pkt_size=1316", "mpegts"):
-        source = open_quickly(f"udp://127.0.0.1:{port}", open_timeout_seconds=8.0)
+        source = open_patiently(f"udp://127.0.0.1:{port}")
         frames = list(itertools.islice(source.frames(), 40))
         source.close()
     assert source.info.is_live
@@ -135,16 +135,16 @@ def test_udp_transport_stream(media):
     assert all(b > a for a, b in itertools.pairwise(stamps))
 
 
-def test_rtp_by_its_description(media, tmp_path):
+def test_rtp_by_its_description(media, tmp_path, free_port):
     """H.264 over RTP, described by an .sdp file, is received."""
-    port = free_port(socket.SOCK_DGRAM) & ~1
+    port = free_port(socket.SOCK_DGRAM)
     sdp = tmp_path / "session.sdp"
     sdp.write_text(
         "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=test\nc=IN IP4 127.0.0.1\nt=0 0\n"
         f"m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\na=fmtp:96 packetization-mode=1\n"
     )
     with sending(media["late_start"], f"rtp://127.0.0.1:{port}", "rtp"):
-        source = open_quickly(str(sdp), open_timeout_seconds=10.0)
+        source = open_patiently(str(sdp))
         frames = list(itertools.islice(source.frames(), 15))
         source.close()
     assert source.info.is_live
@@ -152,20 +152,22 @@ def test_rtp_by_its_description(media, tmp_path):
     assert frames[0].info.width == 320
 
 
-def test_rtp_transport_stream(media):
+def test_rtp_transport_stream(media, free_port):
     """MPEG-TS over RTP needs no description."""
-    port = free_port(socket.SOCK_DGRAM) & ~1
+    port = free_port(socket.SOCK_DGRAM)
     with sending(media["late_start"], f"rtp://127.0.0.1:{port}", "rtp_mpegts"):
-        source = open_quickly(f"rtp://127.0.0.1:{port}", open_timeout_seconds=8.0)
+        source = open_patiently(f"rtp://127.0.0.1:{port}")
         assert len(list(itertools.islice(source.frames(), 15))) == 15
         source.close()
 
 
 @contextlib.contextmanager
-def rtsp_server(path):
-    """An RTSP server for one client, RTP interleaved on its TCP connection; gives port and log."""
+def rtsp_server(path, udp):
+    """An RTSP server for one client, RTP interleaved on its TCP connection; gives port and log.
+
+    ``udp`` is a free port, for its own use.
+    """
     heard: list[str] = []
-    udp = free_port(socket.SOCK_DGRAM) & ~1
     sdp = (
         "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\n"
         "a=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1\r\na=control:track0\r\n"
@@ -180,14 +182,14 @@ def rtsp_server(path):
     def forward(connection):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as rtp:
             rtp.bind(("127.0.0.1", udp))
-            rtp.settimeout(2)
+            rtp.settimeout(PATIENCE_SECONDS / 2)
             with sending(path, f"rtp://127.0.0.1:{udp}", "rtp"), contextlib.suppress(OSError):
                 while True:
                     packet = rtp.recv(65536)
                     connection.sendall(b"$\x00" + len(packet).to_bytes(2, "big") + packet)
 
     def talk(connection):
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE_SECONDS)
         while request := connection.recv(4096).decode("latin-1"):
             heard.append(request)
             method = request.split()[0]
@@ -203,10 +205,10 @@ def rtsp_server(path):
         yield port, heard
 
 
-def test_rtsp_over_tcp(media):
+def test_rtsp_over_tcp(media, free_port):
     """An RTSP camera is read over its one TCP connection, live, until it is closed."""
-    with rtsp_server(media["late_start"]) as (port, heard):
-        source = open_quickly(f"rtsp://127.0.0.1:{port}/cam", open_timeout_seconds=10.0)
+    with rtsp_server(media["late_start"], free_port(socket.SOCK_DGRAM)) as (port, heard):
+        source = open_patiently(f"rtsp://127.0.0.1:{port}/cam")
         frames = list(itertools.islice(source.frames(), 15))
         source.close()
     assert source.info.is_live
@@ -218,11 +220,11 @@ def test_rtsp_over_tcp(media):
 def test_http_files_are_files(media):
     """A file over HTTP has a length, gives all its frames and is not live; nor is a picture."""
     with http_files(media["plain"].parent) as address:
-        source = open_quickly(f"{address}/plain.mp4", open_timeout_seconds=5.0)
+        source = open_patiently(f"{address}/plain.mp4")
         assert len(list(source.frames())) == 24
         assert not source.info.is_live
         source.close()
-        picture = open_quickly(f"{address}/picture_png.png", open_timeout_seconds=5.0)
+        picture = open_patiently(f"{address}/picture_png.png")
         assert not picture.info.is_live
         assert len(list(picture.frames())) == 1
         picture.close()
@@ -245,7 +247,7 @@ def test_http_without_length_is_live(media, ends_well):
         connection.shutdown(socket.SHUT_WR)
 
     with tcp_server(stream) as port:
-        source = open_quickly(f"http://127.0.0.1:{port}/live", open_timeout_seconds=5.0)
+        source = open_patiently(f"http://127.0.0.1:{port}/live")
         assert source.info.is_live
         seen = []
         fault = contextlib.nullcontext() if ends_well else pytest.raises(SourceUnavailable)
@@ -278,7 +280,7 @@ def test_refusals_say_what_to_do(scheme, status, words):
     with tcp_server(refuse) as port:
         url = f"{scheme}://admin:hunter2@127.0.0.1:{port}/live"
         with pytest.raises(SourceUnavailable, match=words) as caught:
-            open_quickly(url, open_timeout_seconds=3.0)
+            open_patiently(url)
     assert "hunter2" not in str(caught.value)
     assert f"127.0.0.1:{port}/live" in str(caught.value)
 
@@ -288,50 +290,50 @@ def test_a_server_that_never_answers_meets_the_deadline(scheme):
     """A connection that is accepted and then silent ends opening in time."""
     late = pytest.raises(SourceUnavailable, match=r"no data within 0\.7 s")
     with tcp_server(lambda connection: None) as port, late:
-        open_quickly(f"{scheme}://127.0.0.1:{port}/live")
+        open_in_vain(f"{scheme}://127.0.0.1:{port}/live")
 
 
 @pytest.mark.parametrize("scheme", ["udp", "rtp"])
-def test_silence_meets_the_deadline(scheme):
+def test_silence_meets_the_deadline(scheme, free_port):
     """A port to which nobody sends ends opening in time."""
     port = free_port(socket.SOCK_DGRAM)
     with pytest.raises(SourceUnavailable, match=r"no data within 0\.7 s"):
-        open_quickly(f"{scheme}://127.0.0.1:{port}")
+        open_in_vain(f"{scheme}://127.0.0.1:{port}")
 
 
-def test_a_silent_rtp_session_meets_the_deadline(tmp_path):
+def test_a_silent_rtp_session_meets_the_deadline(tmp_path, free_port):
     """A session description without a sender ends opening in time."""
     sdp = tmp_path / "silent.sdp"
-    port = free_port(socket.SOCK_DGRAM) & ~1
+    port = free_port(socket.SOCK_DGRAM)
     sdp.write_text(
         "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
         f"m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
     )
     with pytest.raises(SourceUnavailable, match=r"within 0\.7 s"):
-        open_quickly(str(sdp))
+        open_in_vain(str(sdp))
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "rtsp", "rtmp", "tcp"])
-def test_a_refused_connection_says_so(scheme):
-    """A port without a server is told as refused, at once."""
+def test_a_refused_connection_says_so(scheme, refused):
+    """A port without a server is told as refused, long before the deadline."""
     begin = time.monotonic()
     with pytest.raises(SourceUnavailable, match="refused"):
-        open_quickly(f"{scheme}://127.0.0.1:{free_port()}/live", open_timeout_seconds=5.0)
-    assert time.monotonic() - begin < 2.0
+        open_patiently(f"{scheme}://127.0.0.1:{refused}/live")
+    assert time.monotonic() - begin < SLACK_SECONDS
 
 
 def test_no_tls_says_so():
     """https to a server that speaks no TLS hints at TLS."""
     plain = tcp_server(lambda c: c.sendall(b"HTTP/1.0 400 no\r\n\r\n"))
     with plain as port, pytest.raises(SourceUnavailable, match="TLS"):
-        open_quickly(f"https://127.0.0.1:{port}/live", open_timeout_seconds=3.0)
+        open_patiently(f"https://127.0.0.1:{port}/live")
 
 
 def test_a_web_page_is_no_stream(tmp_path):
     """An HTML page where a stream was expected is not a video."""
     (tmp_path / "page.mp4").write_text("<html>" + "<p>hello</p>" * 500)
     with http_files(tmp_path) as address, pytest.raises(SourceUnsupported, match="no video"):
-        open_quickly(f"{address}/page.mp4", open_timeout_seconds=5.0)
+        open_patiently(f"{address}/page.mp4")
 
 
 def test_a_stream_that_falls_silent_ends_in_an_error(media):
@@ -343,16 +345,16 @@ def test_a_stream_that_falls_silent_ends_in_an_error(media):
         connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + content)
 
     with tcp_server(stall) as port:
-        source = open_quickly(
+        source = open_patiently(
             f"http://127.0.0.1:{port}/live",
-            open_timeout_seconds=8.0,
+            read_timeout_seconds=SHORT_SECONDS,
             options={"probesize": "20000", "analyzeduration": "100000"},
         )
         seen = []
         begin = time.monotonic()
         with pytest.raises(SourceUnavailable, match=r"no data within 0\.7 s"):
             seen.extend(f.info.index for f in source.frames())
-        assert time.monotonic() - begin < 2.5
+        assert time.monotonic() - begin < SHORT_SECONDS + SLACK_SECONDS
         source.close()
 
 
@@ -365,9 +367,8 @@ def test_close_ends_a_blocked_read(media):
         connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + content)
 
     with tcp_server(stall) as port:
-        source = open_quickly(
+        source = open_patiently(
             f"http://127.0.0.1:{port}/live",
-            open_timeout_seconds=8.0,
             read_timeout_seconds=1.5,
             options={"probesize": "20000", "analyzeduration": "100000"},
         )
@@ -375,7 +376,7 @@ def test_close_ends_a_blocked_read(media):
         begin = time.monotonic()
         with contextlib.suppress(SourceUnavailable):
             list(source.frames())
-        assert time.monotonic() - begin < 2.5
+        assert time.monotonic() - begin < 1.5 + SLACK_SECONDS
         source.close()
 
 
@@ -406,7 +407,7 @@ def fake_helper(tmp_path, monkeypatch, media):
 def is_alive(pid_file):
     """Whether the helper's process is still there."""
     pid = int(pid_file.read_text())
-    for _ in range(30):
+    for _ in range(100):
         stat = Path(f"/proc/{pid}/stat")
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
             return False
@@ -421,7 +422,7 @@ posix = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks a
 def test_srt_reads_its_helper(fake_helper, media):
     """What the helper writes is decoded as a live stream."""
     fake_helper(f"exec cat {media['late_start']}")
-    source = open_quickly("srt://127.0.0.1:9000", open_timeout_seconds=5.0)
+    source = open_patiently("srt://127.0.0.1:9000")
     assert source.info.is_live
     assert len(list(source.frames())) == 24
     source.close()
@@ -431,7 +432,7 @@ def test_srt_reads_its_helper(fake_helper, media):
 def test_srt_helper_ends_with_its_source(fake_helper, media):
     """A helper that would run forever is gone after close()."""
     pid = fake_helper(f"while :; do cat {media['late_start']} || exit; sleep 0.2; done")
-    source = open_quickly("srt://127.0.0.1:9000", open_timeout_seconds=5.0)
+    source = open_patiently("srt://127.0.0.1:9000")
     next(source.frames())
     source.close()
     assert not is_alive(pid)
@@ -454,7 +455,7 @@ def test_srt_helper_does_not_outlive_a_killed_process(fake_helper, media):
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
         check=False,
-        timeout=30,
+        timeout=PATIENCE_SECONDS,
     )
     assert ended.returncode == -9, ended.stderr
     assert not is_alive(pid)
@@ -464,8 +465,8 @@ def test_srt_helper_does_not_outlive_a_killed_process(fake_helper, media):
 def test_srt_silence_meets_the_deadline(fake_helper):
     """A helper that never writes ends opening in time, and is gone."""
     pid = fake_helper("exec sleep 60")
-    with pytest.raises(SourceUnavailable, match=r"no data within 0\.7 s"):
-        open_quickly("srt://127.0.0.1:9000")
+    with pytest.raises(SourceUnavailable, match=r"no data within 3 s"):
+        open_in_vain("srt://127.0.0.1:9000", seconds=3.0)  # time to start, on a busy machine
     assert not is_alive(pid)
 
 
@@ -475,7 +476,7 @@ def test_srt_complaint_is_told_without_its_secret(fake_helper):
     url = "srt://127.0.0.1:9000?passphrase=hunter2hunter2"
     fake_helper('echo "cannot reach $4$3: connection refused" >&2; exit 1')
     with pytest.raises(SourceUnavailable, match="connection refused") as caught:
-        open_quickly(url, open_timeout_seconds=5.0)
+        open_patiently(url)
     assert "hunter2" not in str(caught.value)
 
 
@@ -483,12 +484,12 @@ def test_srt_without_helper_names_the_packages(monkeypatch):
     """Without a helper the error names what to install."""
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SourceUnavailable, match="srt-tools"):
-        open_quickly("srt://127.0.0.1:9000?passphrase=x")
+        open_patiently("srt://127.0.0.1:9000?passphrase=x")
 
 
 @pytest.mark.servers
 @pytest.mark.parametrize("receiver", ["srt-live-transmit", "ffmpeg"])
-def test_srt_for_real(media, monkeypatch, missing_server, receiver):
+def test_srt_for_real(media, monkeypatch, missing_server, free_port, receiver):
     """An encrypted SRT stream sent by srt-live-transmit is received by either helper."""
     from dgiqa_stream.sources import _helper
 
@@ -507,11 +508,7 @@ def test_srt_for_real(media, monkeypatch, missing_server, receiver):
     )
     try:
         with sending(media["late_start"], f"udp://127.0.0.1:{udp}?pkt_size=1316", "mpegts"):
-            source = open_quickly(
-                f"srt://127.0.0.1:{port}?mode=caller&{secret}",
-                open_timeout_seconds=10.0,
-                read_timeout_seconds=5.0,
-            )
+            source = open_patiently(f"srt://127.0.0.1:{port}?mode=caller&{secret}")
             frames = list(itertools.islice(source.frames(), 20))
             source.close()
     finally:
@@ -563,21 +560,19 @@ def test_other_packages_can_add_schemes(monkeypatch):
     assert len(asked) == 1
 
 
-def test_nothing_is_left_open(media):
+def test_nothing_is_left_open(media, free_port):
     """Opening, failing and closing leave no file descriptor and no thread behind."""
 
     def count():
         return len(list(Path("/proc/self/fd").iterdir())) if os.name == "posix" else 0
 
     open_source(str(media["plain"]), SourceSettings(), stream="s").close()
-    before, threads = count(), threading.active_count()
+    before, threads = count(), set(threading.enumerate())
     for _ in range(5):
         open_source(str(media["plain"]), SourceSettings(), stream="s").close()
         with pytest.raises(SourceUnsupported):
             open_source(str(media["audio_only"]), SourceSettings(), stream="s")
         with pytest.raises(SourceUnavailable):
-            open_quickly(
-                f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}", open_timeout_seconds=0.1
-            )
-    assert count() == before
-    assert threading.active_count() == threads
+            open_in_vain(f"udp://127.0.0.1:{free_port(socket.SOCK_DGRAM)}", seconds=0.1)
+    assert count() <= before  # what earlier tests left to the garbage collector may go meanwhile
+    assert set(threading.enumerate()) <= threads

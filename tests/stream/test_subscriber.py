@@ -194,12 +194,12 @@ def test_only_what_was_chosen_arrives(
 
 def test_iteration_ends_after_silence(peers: ModuleType, wire: Wire) -> None:
     """With a timeout the loop ends by itself, not much earlier and not much later."""
-    with Subscriber(wire.endpoint, timeout_seconds=0.3) as sub:
+    with Subscriber(wire.endpoint, timeout_seconds=1.5) as sub:
         wire.meet(sub, peers.make_factory("hello").status("running"))
         wire.send(peers.make_factory().status("running"))
         begin = time.monotonic()
         assert [m.stream for m in sub if m.stream == "cam1"] == ["cam1"]
-        assert 0.3 <= time.monotonic() - begin < 5
+        assert 1.5 <= time.monotonic() - begin < 10
 
 
 def test_receive_gives_up_in_time() -> None:
@@ -208,7 +208,7 @@ def test_receive_gives_up_in_time() -> None:
         begin = time.monotonic()
         assert sub.receive(0.0) is None
         assert sub.receive(0.2) is None
-        assert 0.2 <= time.monotonic() - begin < 3
+        assert 0.2 <= time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize(
@@ -260,12 +260,13 @@ def test_a_port_that_speaks_otherwise_is_told(caplog: pytest.LogCaptureFixture) 
         server.curve_server, server.curve_publickey, server.curve_secretkey = True, public, secret
         server.bind("tcp://127.0.0.1:*")
         endpoint = server.getsockopt_string(zmq.LAST_ENDPOINT)
-        told = ""
+        told, deadline = "", time.monotonic() + PATIENCE_SECONDS
         with Subscriber(endpoint) as sub:
-            try:
-                assert sub.receive(PATIENCE_SECONDS / 4) is None
-            except ConfigError as exc:
-                told = str(exc)
+            while not told and "curve_dir" not in caplog.text and time.monotonic() < deadline:
+                try:
+                    assert sub.receive(0.1) is None
+                except ConfigError as exc:
+                    told = str(exc)
         assert "curve_dir" in told + caplog.text
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from dgiqa_stream.subscriber import Subscriber
 from dgiqa_stream.wire import Message, decode
 
 ANY_PORT = "tcp://127.0.0.1:*"
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 
 
 class Peer:
@@ -94,13 +93,6 @@ def collect(sub: Subscriber, number: int) -> list[Message]:
     return seen
 
 
-def free_endpoint() -> str:
-    """A port that nobody used a moment ago."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_a_late_joiner_learns_what_it_missed(
     start: Callable[..., Peer], tmp_path: Path, transport: str
@@ -146,15 +138,17 @@ def test_a_slow_subscriber_loses_messages_and_is_told(start: Callable[..., Peer]
         while slow.receive(0.05) is None:
             publisher.ask("frames hello 1")
         with_slow = publisher.ask(f"frames cam1 {number}")
-        received = [m.seq for m in drained(slow) if m.stream == "cam1"]
-        publisher.ask("frames cam1 1")  # shows what was lost at the end
-        received += [m.seq for m in collect(slow, 1)]
+        received, sent = [m.seq for m in drained(slow) if m.stream == "cam1"], number
+        while received[-1] < number:  # shows what was lost at the end
+            publisher.ask("frames cam1 1")
+            sent += 1
+            received += [m.seq for m in drained(slow)]
+            assert sent < number + 100
         missing = slow.gaps["dgiqa/1/frame/cam1/"]
     assert received[0] == 0
-    assert received[-1] == number
     assert missing > 0
-    assert len(received) + missing == number + 1
-    assert with_slow < 5 * alone + 5
+    assert len(received) + missing == received[-1] + 1
+    assert with_slow < 5 * alone + 30  # waiting for the reader would take for ever
 
 
 def drained(sub: Subscriber) -> Iterator[Message]:
@@ -163,9 +157,11 @@ def drained(sub: Subscriber) -> Iterator[Message]:
         yield message
 
 
-def test_a_restarted_publisher_is_found_again(start: Callable[..., Peer]) -> None:
+def test_a_restarted_publisher_is_found_again(
+    start: Callable[..., Peer], free_port: Callable[..., int]
+) -> None:
     """A subscriber made first gets all messages of a late publisher and of the one after it."""
-    endpoint = free_endpoint()
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
     runs = []
     with Subscriber(endpoint) as sub:
         for _ in range(2):
@@ -265,9 +261,11 @@ def test_the_summary_leaves_before_the_publisher_ends(start: Callable[..., Peer]
     assert kinds == ["status"] + ["frame"] * 15000 + ["final"]
 
 
-def test_ctrl_c_ends_a_waiting_subscriber(start: Callable[..., Peer]) -> None:
+def test_ctrl_c_ends_a_waiting_subscriber(
+    start: Callable[..., Peer], free_port: Callable[..., int]
+) -> None:
     """An interrupt ends a subscriber that waits for nobody, and lets it clean up."""
-    waiting = start("subscribe", free_endpoint())
+    waiting = start("subscribe", f"tcp://127.0.0.1:{free_port()}")
     assert waiting.hear() == "ready"
     waiting.process.send_signal(signal.SIGINT)
     assert waiting.hear() == "interrupted"
