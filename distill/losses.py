@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.distilling import teacher_score_loss
+
 
 def score_loss(logits: Tensor, mos: Tensor) -> Tensor:
     """Binary cross-entropy against MOS on 0..1, both (N,): smallest where sigmoid equals MOS."""
@@ -35,3 +37,11 @@ def ladder_loss(logits: Tensor, levels: Tensor, margin: float) -> Tensor:
     worse = steps > 0
     hinge = torch.relu(steps * margin - gap) * worse
     return hinge.sum() / worse.sum().clamp_min(1)
+
+
+def pseudo_mos_loss(logits: Tensor, pseudo_mos: Tensor, confidence: Tensor) -> Tensor:
+    """Binary cross-entropy less its smallest value, against labels that were computed, all (N,).
+
+    Each picture counts by its ``confidence``, 0..1; one of confidence 0 is not even read.
+    """
+    return teacher_score_loss(logits, pseudo_mos, confidence)

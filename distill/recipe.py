@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from dgiqa_stream.preprocess import ViewSpec
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Weight = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +52,59 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Training crops keep at least this share of each side."""
     num_steps: Count | None = None
     """Steps instead of ``num_epochs``; the schedule of the rates ends there."""
+    unrated_batch: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Pictures without a human rating that a step takes from shards, beside its ladders."""
+    num_accumulated: Count = 1
+    """Batches whose gradients make one step."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Of convolutions and products; auto is bf16, or fp16 on a GPU that lacks it."""
+
+
+class LossConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Weights of what the student learns beside MOS and the order on ladders; 0 leaves a loss out.
+
+    The first eight need a teacher's labels, those of pseudo-MOS need shards that were made with it.
+    """
+
+    teacher_score: Weight = 0.0
+    fused: Weight = 0.0
+    """The teacher's map of features, 7x7."""
+    pooled: Weight = 0.0
+    """The teacher's pooled vector, from what the student's head reads."""
+    attention: Weight = 0.0
+    """Where the teacher looks, guided by depth."""
+    gated: Weight = 0.0
+    """The teacher's pooled vector, from the places where the student learnt to look."""
+    relation_distance: Weight = 0.0
+    relation_similarity: Weight = 0.0
+    rank_teacher: Weight = 0.0
+    """Order of different contents by the teacher's score; likewise the next two."""
+    rank_mos: Weight = 0.0
+    rank_pseudo_mos: Weight = 0.0
+    pseudo_mos: Weight = 0.0
+    gated_score: Weight = 0.0
+    """The score from features whose channels a gate weighs, for the next two."""
+    insensitivity: Weight = 0.0
+    """To the semantics of other pictures of similar quality."""
+    contrast: Weight = 0.0
+    pooled_kind: Literal["cosine", "standardised"] = "cosine"
+    ranking_kind: Literal["fidelity", "bradley_terry"] = "fidelity"
+    confidence_temperature: Positive = 0.01
+    """Variance over a teacher's crops at which a picture counts 1/e."""
+
+    def needing_teacher(self) -> list[str]:
+        """The losses that are asked for and need a teacher's labels."""
+        return [name for name in TEACHER_LOSSES if getattr(self, name)]
+
+    def needing_pseudo_mos(self) -> list[str]:
+        """The losses that are asked for and need pseudo-MOS."""
+        return [name for name in ("pseudo_mos", "rank_pseudo_mos") if getattr(self, name)]
+
+
+TEACHER_LOSSES = (
+    "teacher_score", "fused", "pooled", "attention", "gated", "relation_distance",
+    "relation_similarity", "rank_teacher",
+)  # fmt: skip
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +115,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The student's two, in its order and of one size."""
     data: DataConfig
     train: TrainConfig
+    losses: LossConfig = LossConfig()
 
     def __post_init__(self) -> None:
         """Refuse views that the student would take for one another."""

@@ -1,4 +1,7 @@
-"""Batches of training views, cut by the serving preprocess, decided by (seed, step) alone."""
+"""Which pictures a training step takes and how it looks at them, decided by (seed, step) alone.
+
+Views are cut by the serving preprocess.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,34 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dgiqa_stream.preprocess import ViewSpec, cut_view
 from dgiqa_stream.types import Crop, Planes
-from distill.data.packed import Pack, Record
+from distill.data.batch import NO_LADDER
+from distill.data.packed import Record
+from distill.data.shards import ShardRecord
 
 Views = dict[str, NDArray[np.uint8]]
-Batch = TypeVar("Batch")
+AnyRecord = Record | ShardRecord
+Made = TypeVar("Made")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RatedBatch:
-    """Views (N, H, W, 3) and MOS (N,) on 0..1."""
+class PictureSet(Protocol):
+    """Where training pictures lie: a pack, or shards."""
 
-    views: Views
-    mos: NDArray[np.float32]
+    folder: Path
 
+    @property
+    def records(self) -> Sequence[AnyRecord]:
+        """Every picture."""
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LadderBatch:
-    """Views (G * L, H, W, 3) and levels (G, L): G contents, L levels of one degradation each."""
-
-    views: Views
-    levels: NDArray[np.int64]
+    def planes(self, record: Any) -> Planes:
+        """The samples of one picture; raises :class:`SourceError` where it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,47 +81,65 @@ def stack(cuts: Sequence[Views]) -> Views:
     return {name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]}
 
 
-class RatedLoader:
-    """Batches over the rated pictures; an epoch is one seeded permutation."""
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A picture that a step takes, and how it is looked at."""
+
+    record: AnyRecord
+    look: Look
+    ladder: int = NO_LADDER
+    """Which of the step's ladders it is a level of."""
+
+
+class EpochDraws:
+    """Each picture at most once in an epoch, which is one seeded permutation."""
 
     def __init__(
-        self, pack: Pack, views: Sequence[ViewSpec], *, batch: int, seed: int, smallest_crop: float
+        self,
+        records: Sequence[AnyRecord],
+        view: ViewSpec,
+        *,
+        batch: int,
+        seed: int,
+        smallest_crop: float,
+        order_key: tuple[int, ...] = (),
+        look_key: tuple[int, ...] = (7,),
     ) -> None:
-        self.pack, self.views, self.batch, self.seed = pack, views, batch, seed
-        self.smallest_crop = smallest_crop
-        self.records = [r for r in pack.records if r.split == "train"]
-        if not self.records:
-            raise ValueError(f"{pack.folder} holds no training pictures")
-        self._fragments = next(v for v in views if v.kind == "fragments")
+        """Draw from ``records``.
+
+        Args:
+            view: the one whose fragments are moved at random.
+            order_key: of the permutation; parts of one step must differ.
+            look_key: of crops and fragments; likewise.
+        """
+        self.records, self.view, self.batch, self.smallest_crop = (
+            records,
+            view,
+            batch,
+            smallest_crop,
+        )
+        self._order_key, self._look_key = (seed, *order_key), (seed, *look_key)
 
     def steps_per_epoch(self) -> int:
         """Whole batches in one epoch."""
         return max(1, len(self.records) // self.batch)
 
-    def __call__(self, step: int) -> RatedBatch:
-        """The batch of a global step, from 0."""
+    def __call__(self, step: int) -> list[Draw]:
+        """What a global step takes, from 0."""
         epoch, within = divmod(step, self.steps_per_epoch())
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.records))
-        rng = np.random.default_rng([self.seed, 7, step])
+        order = np.random.default_rng([*self._order_key, epoch]).permutation(len(self.records))
+        rng = np.random.default_rng([*self._look_key, step])
         chosen = [self.records[i] for i in order[within * self.batch : (within + 1) * self.batch]]
-        cuts = [
-            views_of(
-                self.pack.planes(r),
-                self.views,
-                random_look(rng, self.smallest_crop, self._fragments),
-            )
-            for r in chosen
-        ]
-        return RatedBatch(stack(cuts), np.array([r.mos for r in chosen], np.float32))
+        return [Draw(r, random_look(rng, self.smallest_crop, self.view)) for r in chosen]
 
 
-class LadderLoader:
-    """Groups of one content at several levels of one degradation."""
+class LadderDraws:
+    """Groups of one content at several levels of one degradation; a group shares one look."""
 
     def __init__(
         self,
-        pack: Pack,
-        views: Sequence[ViewSpec],
+        pictures: PictureSet,
+        view: ViewSpec,
         *,
         groups: int,
         levels: int,
@@ -125,42 +147,41 @@ class LadderLoader:
         smallest_crop: float,
         split: str = "train",
     ) -> None:
-        self.pack, self.views, self.groups, self.levels = pack, views, groups, levels
+        self.view, self.groups, self.levels = view, groups, levels
         self.seed, self.smallest_crop = seed, smallest_crop
-        self._fragments = next(v for v in views if v.kind == "fragments")
-        self.ladders = ladders_of(pack.records, split)
+        self.ladders = ladders_of(pictures.records, split)
         lengths = [len(ladder) for by_name in self.ladders.values() for ladder in by_name.values()]
         if min(lengths, default=0) < levels:
             raise ValueError(
-                f"{pack.folder}: the shortest ladder of {split} has {min(lengths, default=0)} "
+                f"{pictures.folder}: the shortest ladder of {split} has {min(lengths, default=0)} "
                 f"pictures, and the recipe's ladder_levels asks for {levels}"
             )
 
-    def __call__(self, step: int) -> LadderBatch:
-        """The batch of a global step, from 0."""
+    def __call__(self, step: int) -> list[Draw]:
+        """What a global step takes, from 0: group after group, by rising level."""
         rng = np.random.default_rng([self.seed, 11, step])
         contents = sorted(self.ladders)
-        cuts: list[Views] = []
-        levels: list[list[int]] = []
-        for content in rng.choice(contents, self.groups, replace=len(contents) < self.groups):
+        drawn: list[Draw] = []
+        places = rng.choice(contents, self.groups, replace=len(contents) < self.groups)
+        for number, content in enumerate(places):
             by_name = self.ladders[str(content)]
             ladder = by_name[sorted(by_name)[int(rng.integers(len(by_name)))]]
             chosen = sorted(rng.choice(len(ladder), self.levels, replace=False))
-            look = random_look(rng, self.smallest_crop, self._fragments)
-            cuts += [views_of(self.pack.planes(ladder[i]), self.views, look) for i in chosen]
-            levels.append([ladder[i].level for i in chosen])
-        return LadderBatch(stack(cuts), np.array(levels, np.int64))
+            look = random_look(rng, self.smallest_crop, self.view)
+            drawn += [Draw(ladder[i], look, number) for i in chosen]
+        return drawn
 
 
-def ladders_of(records: Sequence[Record], split: str) -> dict[str, dict[str, list[Record]]]:
+def ladders_of(records: Sequence[AnyRecord], split: str) -> dict[str, dict[str, list[AnyRecord]]]:
     """Content, then degradation, to its pictures by rising level, clean first.
 
     The clean picture heads every picture ladder; a codec ladder has its own (a frame of the pan).
+    Pictures without a level (chains of degradations) are on no ladder.
     """
-    clean: dict[str, Record] = {}
-    found: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    clean: dict[str, AnyRecord] = {}
+    found: dict[str, dict[str, list[AnyRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        if record.split != split:
+        if record.split != split or record.level is None:
             continue
         if record.degradation == "clean":
             clean[record.content] = record
@@ -168,15 +189,19 @@ def ladders_of(records: Sequence[Record], split: str) -> dict[str, dict[str, lis
             found[record.content][record.degradation].append(record)
     for content, by_name in found.items():
         for ladder in by_name.values():
-            ladder.sort(key=lambda r: r.level)
-            if ladder[0].level > 0:
+            ladder.sort(key=_level)
+            if _level(ladder[0]) > 0 and content in clean:
                 ladder.insert(0, clean[content])
     return {content: dict(by_name) for content, by_name in found.items()}
 
 
+def _level(record: AnyRecord) -> int:
+    return record.level or 0
+
+
 def read_ahead(
-    make: Callable[[int], Batch], first: int, end: int, *, depth: int = 3
-) -> Iterator[Batch]:
+    make: Callable[[int], Made], first: int, end: int, *, depth: int = 3
+) -> Iterator[Made]:
     """``make(first) ... make(end - 1)``, prepared by one thread while the caller computes."""
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(make, s) for s in range(first, min(first + depth, end))]

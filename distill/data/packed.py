@@ -137,6 +137,10 @@ class Pack:
         self.index = _read_index(folder)
         self._bytes = np.memmap(folder / "planes.u8", np.uint8, mode="r")
 
+    def __reduce__(self) -> tuple[type[Pack], tuple[Path]]:
+        """Another process maps the file anew: a copied map would be all of its bytes."""
+        return type(self), (self.folder,)
+
     @property
     def records(self) -> list[Record]:
         """Every picture in the order it was written."""

@@ -182,7 +182,7 @@ class whole_or_none:  # noqa: N801  (used as a verb)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise SinkError(
                 f"no room for {self.path.name} in {self.path.parent} ({error.strerror}): make "
-                "room and run the same command; finished shards are kept"
+                "room and run the same command; what is finished is kept"
             ) from error
 
 

@@ -16,6 +16,7 @@ ReLU6 and stride 2 at bottlenecks 1, 3, 10, 13.
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -151,6 +152,20 @@ class Trunk(nn.Module):
         return torch.cat([*taps, x.mean((2, 3))], 1)
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class StudentOutput:
+    """What a student says of N frames, and what it can be taught by."""
+
+    logits: Tensor
+    """(N,): the quality before its sigmoid."""
+    features: Tensor
+    """(N, features), standardised: what the head reads, before dropout."""
+    hidden: Tensor
+    """(N, 64): what the last layer reads."""
+    whole_map: Tensor
+    """(N, 96, H/16, W/16) of the whole view."""
+
+
 class Student(nn.Module):
     """Two views of a frame to one quality in 0..1."""
 
@@ -168,19 +183,34 @@ class Student(nn.Module):
 
     def features(self, whole: Tensor, fragments: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) each, RGB; returns (N, features)."""
+        return self._mapped(whole, fragments)[1]
+
+    def _mapped(self, whole: Tensor, fragments: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole view's map (N, 96, H/16, W/16) and all features (N, features)."""
         x = torch.cat([whole, fragments], 0)  # (2N, H, W, 3)
         x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         x = (x.float() - INPUT_MEAN) / INPUT_STD  # (2N, 3, H, W)
         x, means = self.trunk.shared(x)  # (2N, 96, H/16, W/16), (2N, shared features)
         of_whole, of_fragments = means.chunk(2)
-        late = self.trunk.late(x[: len(whole)])  # (N, late features)
-        return torch.cat([of_whole, late, of_fragments], 1)  # (N, features)
+        x = x[: len(whole)]  # (N, 96, H/16, W/16)
+        late = self.trunk.late(x)  # (N, late features)
+        return x, torch.cat([of_whole, late, of_fragments], 1)  # (N, features)
+
+    def describe(self, whole: Tensor, fragments: Tensor) -> StudentOutput:
+        """uint8 (N, H, W, 3) each, RGB: the quality and what led to it."""
+        seen, f = self._mapped(whole, fragments)
+        f = (f.float() - self.feature_mean) / self.feature_std  # (N, features)
+        hidden = F.relu(self.hidden(self.dropout(f)))  # (N, 64)
+        return StudentOutput(self.quality(hidden).squeeze(1), f, hidden, seen)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Standardised features (N, features) to logits (N,)."""
+        logits: Tensor = self.quality(F.relu(self.hidden(self.dropout(features)))).squeeze(1)
+        return logits
 
     def logits(self, whole: Tensor, fragments: Tensor) -> Tensor:
         """The quality before its sigmoid, (N,)."""
-        f = self.features(whole, fragments)
-        f = (f.float() - self.feature_mean) / self.feature_std
-        return self.quality(F.relu(self.hidden(self.dropout(f)))).squeeze(1)
+        return self.describe(whole, fragments).logits
 
     def forward(self, whole: Tensor, fragments: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) each, RGB, to quality (N,) in 0..1, 1 best."""

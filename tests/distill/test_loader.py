@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
+from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
 from dgiqa_stream.preprocess import make_batch
-from distill.data.loader import (
-    LadderLoader,
-    RatedLoader,
-    random_look,
-    read_ahead,
-    views_of,
-)
+from distill.data.batches import BatchMaker
+from distill.data.loader import random_look, read_ahead, views_of
 from distill.data.packed import Pack, Record, as_planes_420, write_pack
+from distill.data.training_data import TrainingData
 
 NUM_RATED = 22
 
@@ -35,12 +34,54 @@ def rated(tmp_path_factory, make_picture):
     return Pack(folder)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some pictures of every batch: views as they stand, MOS and levels by group."""
+
+    maker: BatchMaker
+    pack: Pack
+    chosen: str
+
+    def __call__(self, step):
+        """The part of a batch."""
+        batch = self.maker(step)
+        on_ladder = batch.ladders >= 0
+        kept = on_ladder if self.chosen == "ladders" else ~on_ladder
+        levels = batch.levels[on_ladder].reshape(batch.num_ladders, -1)
+        views = {name: view[kept] for name, view in batch.views.items()}
+        return SimpleNamespace(views=views, mos=batch.mos[kept], levels=levels)
+
+    def steps_per_epoch(self):
+        """Of the rated pictures."""
+        return self.maker.per_epoch()
+
+
 @pytest.fixture
-def rated_loader(rated, small_views):
+def maker(recipe):
+    """``maker(rated, ladders, ...)``: whole batches of two packs."""
+
+    def make(rated, ladders, *, seed=1, smallest_crop=0.8, groups=2, levels=4, batch=5):
+        train = msgspec.structs.replace(
+            recipe.train,
+            seed=seed,
+            smallest_crop=smallest_crop,
+            rated_batch=batch,
+            ladder_groups=groups,
+            ladder_levels=levels,
+        )
+        return BatchMaker(
+            TrainingData(rated, ladders), msgspec.structs.replace(recipe, train=train)
+        )
+
+    return make
+
+
+@pytest.fixture
+def rated_loader(rated, packs, maker):
     """Batches of five."""
 
     def make(seed=1, **options):
-        return RatedLoader(rated, small_views, batch=5, seed=seed, smallest_crop=0.8, **options)
+        return Part(maker(rated, Pack(packs / "ladders"), seed=seed, **options), rated, "rated")
 
     return make
 
@@ -59,19 +100,13 @@ class Watched(Pack):
 
 
 @pytest.fixture
-def ladder_loader(packs, small_views):
+def ladder_loader(packs, rated, maker):
     """Groups of four levels of the test packs' ladders."""
 
-    def make(seed=1, groups=2, levels=4, split="train"):
-        return LadderLoader(
-            Watched(packs / "ladders"),
-            small_views,
-            groups=groups,
-            levels=levels,
-            seed=seed,
-            smallest_crop=0.5,
-            split=split,
-        )
+    def make(seed=1, groups=2, levels=4, folder=None):
+        pack = Watched(folder or packs / "ladders")
+        made = maker(rated, pack, seed=seed, smallest_crop=0.5, groups=groups, levels=levels)
+        return Part(made, pack, "ladders")
 
     return make
 
@@ -129,9 +164,9 @@ def test_only_training_pictures_are_taken(rated_loader):
     assert taken == set(range(NUM_RATED))
 
 
-def test_mos_belongs_to_its_views(rated, small_views):
+def test_mos_belongs_to_its_views(rated, rated_loader, small_views):
     """With whole crops, each picture of a batch is the one whose MOS stands beside it."""
-    loader = RatedLoader(rated, small_views, batch=4, seed=1, smallest_crop=1.0)
+    loader = rated_loader(batch=4, smallest_crop=1.0)
     served = make_batch([rated.planes(r) for r in rated.records], small_views).views["whole"]
     batch = loader(0)
     for view, mos in zip(batch.views["whole"], batch.mos, strict=True):
@@ -183,7 +218,7 @@ def test_every_degradation_and_clean_pictures_take_part(ladder_loader):
     assert len({r.content for r in loader.pack.read}) == 2
 
 
-def test_a_ladder_shares_one_look(tmp_path, make_picture, small_views):
+def test_a_ladder_shares_one_look(tmp_path, make_picture, ladder_loader):
     """Levels that differ by nothing but brightness give views that differ by brightness alone:
     crop, mirroring and the place of every fragment are shared.
     """
@@ -196,9 +231,7 @@ def test_a_ladder_shares_one_look(tmp_path, make_picture, small_views):
         for level in range(5)
     ]
     write_pack(tmp_path, pictures, made_by="test", settings={})
-    loader = LadderLoader(
-        Pack(tmp_path), small_views, groups=1, levels=3, seed=1, smallest_crop=0.4
-    )
+    loader = ladder_loader(groups=1, levels=3, folder=tmp_path)
     for step in range(8):
         batch = loader(step)
         for view in batch.views.values():
@@ -212,10 +245,13 @@ def test_too_many_levels_are_refused(ladder_loader):
         ladder_loader(levels=8)
 
 
-def test_a_pack_without_training_pictures_is_refused(ladder_loader):
-    """No ladder in a split is an error when the loader is made, not at some step."""
-    with pytest.raises(ValueError, match="shortest ladder of test has 0"):
-        ladder_loader(split="test")
+def test_a_pack_without_training_pictures_is_refused(ladder_loader, packs, tmp_path):
+    """No training ladder at all is an error when batches are planned, not at some step."""
+    pack = Pack(packs / "ladders")
+    kept = [(r, pack.planes(r)) for r in pack.records if r.split == "validation"]
+    write_pack(tmp_path, kept, made_by="test", settings={})
+    with pytest.raises(ValueError, match="shortest ladder of train has 0"):
+        ladder_loader(folder=tmp_path)
 
 
 def test_read_ahead_keeps_order_and_stays_near():

@@ -14,11 +14,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from distill import trainer  # noqa: E402
+from dgiqa_stream.correlation import srcc  # noqa: E402
+from distill import objective, trainer, validating  # noqa: E402
+from distill.data.loader import views_of  # noqa: E402
 from distill.data.packed import Pack, write_pack  # noqa: E402
+from distill.data.training_data import open_packs  # noqa: E402
+from distill.head_fit import fit_head_  # noqa: E402
 from distill.losses import score_loss  # noqa: E402
 from distill.models.student import Student, load_imagenet_  # noqa: E402
-from distill.trainer import Averaged, fit_head_, learning_rate_share, relative_rates  # noqa: E402
+from distill.optimising import Averaged, learning_rate_share, relative_rates  # noqa: E402
+from distill.validating import ladder_order, predict, tensors  # noqa: E402
 
 NUM_STEPS, CHECKPOINT_EVERY, KILLED_AT = 12, 4, 11
 
@@ -129,9 +134,9 @@ def test_the_best_weights_are_plain_tensors(trained, recipe, packs):
     student.load_state_dict(torch.load(run / "best.pt", weights_only=True))
     pack = Pack(packs / "rated")
     records = [r for r in pack.records if r.split == "validation"]
-    scores = trainer.predict(student, pack, records, recipe.views)
+    scores = predict(student, pack, records, recipe.views)
     mos = [r.mos for r in records]
-    assert trainer.srcc(scores, mos) == pytest.approx(best["srcc"])
+    assert srcc(scores, mos) == pytest.approx(best["srcc"])
 
 
 def test_a_finished_run_is_not_trained_again(trained, recipe, packs, backbone):
@@ -165,8 +170,8 @@ def test_a_nan_stops_and_spoils_nothing(
         calls.append(1)
         return (broken if len(calls) > 5 else score_loss)(logits, mos)
 
-    monkeypatch.setattr(trainer, "fit_head_", lambda *args: None)
-    monkeypatch.setattr(trainer, "score_loss", loss)
+    monkeypatch.setattr(trainer, "fit_head_", lambda *args, **options: None)
+    monkeypatch.setattr(objective, "score_loss", loss)
     with pytest.raises(FloatingPointError, match=r"nan at step 5: lower trunk_rate") as caught:
         trainer.train(recipe, packs, tmp_path, backbone=backbone, num_steps=NUM_STEPS)
     assert "\n" not in str(caught.value)
@@ -191,19 +196,19 @@ def test_ladders_without_validation_contents_are_not_judged(packs, recipe, tmp_p
     ladders = Pack(packs / "ladders")
     kept = [(r, ladders.planes(r)) for r in ladders.records if r.split == "train"]
     write_pack(tmp_path, kept, made_by="test", settings={})
-    assert trainer.ladder_order(Student(), Pack(tmp_path), recipe.views) == {}
+    assert ladder_order(Student(), Pack(tmp_path), recipe.views) == {}
 
 
 def test_ladder_order_is_the_share_of_falls(packs, recipe, monkeypatch):
     """Scores that rise at one of six steps of blur and at none of noise give 5/6 and 1."""
     pack = Pack(packs / "ladders")
 
-    def predict(model, pack, records, views):
+    def made_up(model, pack, records, views, **options):
         swapped = {"blur": {2: 0.9}, "noise": {}}
         return np.array([swapped.get(r.degradation, {}).get(r.level, 0.8) for r in records])
 
-    monkeypatch.setattr(trainer, "predict", predict)
-    order = trainer.ladder_order(Student(), pack, recipe.views)
+    monkeypatch.setattr(validating, "predict", made_up)
+    order = ladder_order(Student(), pack, recipe.views)
     assert order == pytest.approx({"blur": 5 / 6, "noise": 1.0})
 
 
@@ -213,13 +218,11 @@ def test_predictions_are_those_of_serving(packs, recipe, backbone):
     student = Student().eval()
     load_imagenet_(student.trunk, backbone)
     pack = Pack(packs / "rated")
-    found = trainer.predict(student, pack, pack.records[:5], recipe.views)
+    found = predict(student, pack, pack.records[:5], recipe.views)
     with torch.no_grad():
         wanted = [
-            student(*(v[None] for v in trainer.tensors(views))).item()
-            for views in (
-                trainer.views_of(pack.planes(r), recipe.views, None) for r in pack.records[:5]
-            )
+            student(*(v[None] for v in tensors(views))).item()
+            for views in (views_of(pack.planes(r), recipe.views, None) for r in pack.records[:5])
         ]
     student.eval()
     np.testing.assert_allclose(found, wanted, atol=0.02)
@@ -236,11 +239,11 @@ def test_fitting_the_head_lowers_the_loss(packs, recipe, backbone):
     config = msgspec.structs.replace(recipe.train, head_epochs=60, dropout=0.0)
 
     def loss():
-        quality = torch.from_numpy(trainer.predict(student, pack, records, recipe.views))
+        quality = torch.from_numpy(predict(student, pack, records, recipe.views))
         return score_loss(torch.logit(quality.clamp(1e-4, 1 - 1e-4)).float(), mos).item()
 
     before = loss()
-    fit_head_(student, pack, msgspec.structs.replace(recipe, train=config))
+    fit_head_(student, open_packs(packs), msgspec.structs.replace(recipe, train=config))
     constant = score_loss(torch.logit(mos.mean()).expand(len(mos)), mos).item()
     assert loss() < min(before, constant)
 

@@ -1,0 +1,59 @@
+"""How a student's parameters move: rates, their schedule, and the average that is kept."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.models.student import Student
+from distill.recipe import TrainConfig
+
+
+class Averaged:
+    """An exponential moving average of a model's parameters."""
+
+    def __init__(self, model: Student, decay: float) -> None:
+        self.decay = decay
+        self.model = Student(dropout=0.0)
+        self.model.load_state_dict(model.state_dict())
+        self.model.to(next(model.parameters()).device)
+
+    def update(self, model: Student, step: int) -> None:
+        """Move towards the model; early steps move faster."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+                mine.lerp_(theirs, 1 - decay)
+
+
+def learning_rate_share(step: int, num_steps: int, warmup: int) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+
+
+def relative_rates(module: nn.Module, rate: float) -> list[dict[str, Any]]:
+    """A parameter group for each tensor, its rate in proportion to its own size (RMS).
+
+    Without BatchNorm nothing absorbs a step's shift, and folded tensors differ by a factor of 30 in
+    size: one rate for all moved the small ones (the 1x1 expansions) by percents a step.
+    """
+    return [
+        {"params": [p], "lr": rate * max(1e-3, float(p.detach().square().mean().sqrt()))}
+        for p in module.parameters()
+    ]
+
+
+def make_optimiser(model: Student, objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the student, and over the objective's own parts at the head's rate."""
+    head = [*model.hidden.parameters(), *model.quality.parameters()]
+    groups = [*relative_rates(model.trunk, config.trunk_rate)]
+    groups.append({"params": head, "lr": config.head_rate})
+    own = list(objective.parameters())
+    if own:
+        groups.append({"params": own, "lr": config.head_rate})
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
