@@ -36,9 +36,9 @@ from dgiqa_stream.preprocess import reduced_rgb, stored_region
 from dgiqa_stream.scorer import Prediction, Scorer
 from dgiqa_stream.types import Crop, FrameBatch, Planes
 from distill.data.depth import DepthProvider, Map, Rgb, three_channels
-from distill.models.official import LoadedTeacher
+from distill.models.official import LoadedTeacher, Teacher
 from distill.models.student import IMAGENET_MEAN, IMAGENET_STD
-from distill.models.teacher import CROP_PX, Dgiqa
+from distill.models.teacher import CROP_PX
 
 if TYPE_CHECKING:
     from dgiqa_stream.backends import Backend
@@ -166,7 +166,7 @@ def normalised(picture: NDArray[np.uint8]) -> Tensor:
 
 
 def score_picture(
-    model: Dgiqa, picture: Rgb, depth: Map, *, protocol: CropProtocol
+    model: Teacher, picture: Rgb, depth: Map, *, protocol: CropProtocol
 ) -> TeacherPrediction:
     """Score one picture, uint8 RGB (H, W, 3), with its depth map, uint8 (H, W)."""
     device = next(model.parameters()).device
@@ -280,7 +280,7 @@ def manifest_of(teacher: LoadedTeacher) -> ModelManifest:
     """What the runtime says of a model, for a teacher: no fixed views, scores as they come."""
     return ModelManifest(
         schema="dgiqa.manifest/2",
-        id=f"dgiqa-teacher-{teacher.model.spec.backbone}",
+        id=f"dgiqa-teacher-{teacher.backbone}",
         version=teacher.version,
         precision="fp32",
         sha256=teacher.sha256,

@@ -26,9 +26,9 @@ class TransferredLabels:
     labels: NDArray[np.float64]
     """(N, ...): as the rated labels, a row for each new picture."""
     similarity: NDArray[np.float64]
-    """(N,) cosine similarity to the reference, at most 1."""
+    """(N,) cosine similarity to the reference, at most 1; the mean of several."""
     reference: NDArray[np.int64]
-    """(N,) which rated picture the labels are of."""
+    """(N,) which rated picture the labels are of, the most similar of several."""
 
 
 def transfer_labels(
@@ -37,6 +37,7 @@ def transfer_labels(
     labels: ArrayLike,
     *,
     feature: Feature | None = None,
+    num_neighbours: int = 1,
 ) -> TransferredLabels:
     """The labels of the most similar rated content for each new one.
 
@@ -45,9 +46,11 @@ def transfer_labels(
         features_rated: (M, D), or M pictures.
         labels: (M, ...), for example (M, types, levels); NaN stands for a label that is missing.
         feature: takes a picture to its feature.
+        num_neighbours: the mean label of so many references; the paper's one by default.
 
-    Of equally similar references the first is taken. Raises ``ValueError`` where shapes do not fit
-    or a feature is zero or not finite.
+    Of equally similar references the first is taken. ``similarity`` is the mean over the
+    references, ``reference`` the most similar. Raises ``ValueError`` where shapes do not fit, a
+    feature is zero or not finite, or there are fewer references than neighbours.
     """
     new, rated = (_unit_rows(given, feature) for given in (features_new, features_rated))
     known = np.asarray(labels, np.float64)
@@ -55,10 +58,12 @@ def transfer_labels(
         raise ValueError(f"features have {new.shape[1]} values, the rated ones {rated.shape[1]}")
     if len(known) != len(rated):
         raise ValueError(f"{len(rated)} rated features and labels of {len(known)} pictures")
+    if not 1 <= num_neighbours <= len(rated):
+        raise ValueError(f"{num_neighbours} neighbours among {len(rated)} rated features")
     similarity = new @ rated.T  # (N, M)
-    reference = similarity.argmax(axis=1)
-    best = np.minimum(similarity[np.arange(len(new)), reference], 1.0)
-    return TransferredLabels(known[reference], best, reference.astype(np.int64))
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :num_neighbours]  # (N, k)
+    best = np.minimum(np.take_along_axis(similarity, nearest, 1), 1.0).mean(1)
+    return TransferredLabels(known[nearest].mean(1), best, nearest[:, 0].astype(np.int64))
 
 
 def _unit_rows(given: ArrayLike | Sequence[Any], feature: Feature | None) -> NDArray[np.float64]:

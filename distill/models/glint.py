@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
+from distill.models.backbones import MOBILENETV2, MobileNetPyramid
 from distill.models.teacher import TeacherOutput
 
 NUM_BLOCKS = 4
@@ -35,7 +36,10 @@ LOCAL_STRIDES = (4, 8, 16)
 
 @dataclass(frozen=True, slots=True)
 class GlintConfig:
-    """Which timm models the teacher is made of; ``vit_options`` go to the ViT's constructor."""
+    """Which timm models the teacher is made of; ``vit_options`` go to the ViT's constructor.
+
+    ``cnn`` may also be ``mobilenetv2``, this project's own.
+    """
 
     vit: str = "vit_base_patch16_224"
     cnn: str = "resnet50"
@@ -46,6 +50,11 @@ class GlintConfig:
     pretrained: bool = False
     """Ask timm for ImageNet weights of both extractors."""
     vit_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Both extractors."""
+        return f"{self.vit}+{self.cnn}"
 
 
 class GlobalExtractor(nn.Module):
@@ -89,25 +98,15 @@ class LocalExtractor(nn.Module):
 
     def __init__(self, config: GlintConfig, *, width: int, patch_px: int) -> None:
         super().__init__()
-        with torch.device("meta"):  # only to read its strides
-            probe = _create(config.cnn, features_only=True).feature_info
-        strides, channels = probe.reduction(), probe.channels()
-        if not set(LOCAL_STRIDES) <= set(strides):
-            raise ConfigError(
-                f"{config.cnn} has stages of strides {strides}: take a CNN with {LOCAL_STRIDES}"
-            )
-        stages = tuple(strides.index(stride) for stride in LOCAL_STRIDES)
-        self.cnn = _create(
-            config.cnn, pretrained=config.pretrained, features_only=True, out_indices=stages
-        )
+        self.cnn, channels = _cnn(config)
         self.embed = nn.ModuleList(
-            nn.Conv2d(channels[stage], width, patch_px // stride, patch_px // stride)
-            for stage, stride in zip(stages, LOCAL_STRIDES, strict=True)
+            nn.Conv2d(cin, width, patch_px // stride, patch_px // stride)
+            for cin, stride in zip(channels, LOCAL_STRIDES, strict=True)
         )
 
     def forward(self, picture: Tensor) -> list[Tensor]:
         """(B, 3, H, W) to three of (B, N, d)."""
-        maps = self.cnn(picture)  # (B, C_s, H/s, W/s) for s = 4, 8, 16
+        maps = self.cnn(picture)[: len(LOCAL_STRIDES)]  # (B, C_s, H/s, W/s) for s = 4, 8, 16
         return [
             embed(x).flatten(2).transpose(1, 2)  # (B, d, h, w) -> (B, N, d)
             for embed, x in zip(self.embed, maps, strict=True)
@@ -181,7 +180,7 @@ class GlintIQA(nn.Module):
 
     def __init__(self, config: GlintConfig | None = None) -> None:
         super().__init__()
-        config = config or GlintConfig()
+        self.config = config = config or GlintConfig()
         self.picture_px = config.picture_px
         self.wide = GlobalExtractor(config)
         width = self.wide.width
@@ -206,12 +205,33 @@ class GlintIQA(nn.Module):
         tokens = self.integrate(self.local(picture), self.wide(picture), grid=self.grid)
         fused = tokens.transpose(1, 2).unflatten(2, self.grid)  # (B, N, d) -> (B, d, h, w)
         pooled = tokens.mean(1)  # (B, d)
-        logits = self.quality(F.relu(self.hidden(pooled))).squeeze(1)  # (B,)
-        return TeacherOutput(torch.sigmoid(logits), fused, pooled)
+        return TeacherOutput(torch.sigmoid(self.head(pooled)), fused, pooled)
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, d) to logits of quality (B,)."""
+        logits: Tensor = self.quality(F.relu(self.hidden(pooled))).squeeze(1)  # (B,)
+        return logits
 
     def forward(self, picture: Tensor, depth: Tensor | None = None) -> Tensor:
         """Quality (B,) in 0..1, 1 best; see :meth:`describe`. ``depth`` is not read."""
         return self.describe(picture, depth).score
+
+
+def _cnn(config: GlintConfig) -> tuple[nn.Module, list[int]]:
+    """A network whose first maps are of the three strides, and their channels."""
+    if config.cnn == MOBILENETV2:
+        own = MobileNetPyramid()
+        return own, list(own.channels[: len(LOCAL_STRIDES)])
+    with torch.device("meta"):  # only to read its strides
+        probe = _create(config.cnn, features_only=True).feature_info
+    strides, channels = probe.reduction(), probe.channels()
+    if not set(LOCAL_STRIDES) <= set(strides):
+        raise ConfigError(
+            f"{config.cnn} has stages of strides {strides}: take a CNN with {LOCAL_STRIDES}"
+        )
+    stages = tuple(strides.index(stride) for stride in LOCAL_STRIDES)
+    cnn = _create(config.cnn, pretrained=config.pretrained, features_only=True, out_indices=stages)
+    return cnn, [channels[stage] for stage in stages]
 
 
 def _vit(config: GlintConfig) -> Any:

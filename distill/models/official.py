@@ -11,9 +11,9 @@ import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import torch
@@ -22,9 +22,12 @@ from torch import Tensor
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError, SinkError
 from dgiqa_stream.versions import package_version
 from distill.models.backbones import SWIN
+from distill.models.glint import GlintConfig, GlintIQA
 from distill.models.teacher import Dgiqa, TeacherSpec
 from distill.say import say
 
+Teacher = Dgiqa | GlintIQA
+"""What a teacher's file can hold."""
 SCHEMA: Literal["dgiqa.teacher/1"] = "dgiqa.teacher/1"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -55,23 +58,36 @@ class TeacherAbout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The checkpoint it was converted from, where it was."""
     source_bytes: int = 0
     source_sha256: str = ""
+    depth: str = ""
+    """What made the depth maps it was trained with, where that is known."""
+    glint: GlintConfig | None = None
+    """The architecture where it is not DGIQA's."""
 
     @property
     def spec(self) -> TeacherSpec:
-        """The architecture."""
+        """The architecture of a DGIQA."""
         return TeacherSpec(
             self.backbone, self.bridge_channels, self.num_heads, self.pooled_channels
         )
+
+    def build(self) -> Teacher:
+        """A network of this architecture, with random weights."""
+        return Dgiqa(self.spec) if self.glint is None else GlintIQA(self.glint)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedTeacher:
     """A teacher in evaluation mode, and the file it came from."""
 
-    model: Dgiqa
+    model: Teacher
     version: str
     sha256: str
     size_bytes: int
+
+    @property
+    def backbone(self) -> str:
+        """What it looks through."""
+        return _backbone_of(self.model)
 
 
 def open_teacher(path: Path, *, backbone: str | None = None) -> LoadedTeacher:
@@ -94,7 +110,7 @@ def open_teacher(path: Path, *, backbone: str | None = None) -> LoadedTeacher:
         )
     if backbone not in (None, about.backbone):
         raise ConfigError(f"{path.name} is of backbone {about.backbone}, not {backbone}")
-    model = _fitted(about.spec, _read_tensors(path), path)
+    model = _fitted(about.build(), _read_tensors(path), path)
     return LoadedTeacher(model, about.version, _sha256(path), path.stat().st_size)
 
 
@@ -108,9 +124,8 @@ def load_official(path: Path, *, backbone: str = SWIN) -> Dgiqa:
     beside = path.with_suffix(".safetensors")
     about = read_about(beside) if beside.is_file() else None
     if about is not None and about.backbone == backbone and source.is_that_of(about, beside):
-        return _fitted(about.spec, _read_tensors(beside), beside)
-    spec = TeacherSpec(backbone)
-    model = _fitted(spec, _read_pickle(path), path)
+        return _fitted(Dgiqa(about.spec), _read_tensors(beside), beside)
+    model = _fitted(Dgiqa(TeacherSpec(backbone)), _read_pickle(path), path)
     if beside.is_file() and about is None:
         say(f"{beside.name} is not a conversion of {path.name}: left as it is")
         return model
@@ -134,27 +149,35 @@ def convert_official(
         raise ConfigError(f"output {target} must be another file, named .safetensors")
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}: give a published .pth")
-    model = _fitted(TeacherSpec(backbone), _read_pickle(path), path)
+    model = _fitted(Dgiqa(TeacherSpec(backbone)), _read_pickle(path), path)
     try:
         save_teacher(model, target, version=version, source=path)
     except OSError as exc:
         raise SinkError(f"cannot write {target}: {exc.strerror}; choose another -o") from exc
 
 
-def save_teacher(model: Dgiqa, path: Path, *, version: str, source: Path | None = None) -> None:
-    """Write a teacher as safetensors that say what they hold; whole or not at all."""
+def save_teacher(
+    model: Teacher, path: Path, *, version: str, source: Path | None = None, depth: str = ""
+) -> None:
+    """Write a teacher as safetensors that say what they hold; whole or not at all.
+
+    ``depth`` is the identity of the provider that its depth maps came from in training.
+    """
     save_file = _safetensors().torch.save_file
+    is_dgiqa = isinstance(model, Dgiqa)
     about = TeacherAbout(
         schema=SCHEMA,
-        backbone=model.spec.backbone,
-        bridge_channels=model.spec.bridge_channels,
-        num_heads=model.spec.num_heads,
-        pooled_channels=model.spec.pooled_channels,
+        backbone=_backbone_of(model),
+        bridge_channels=model.spec.bridge_channels if is_dgiqa else (),
+        num_heads=model.spec.num_heads if is_dgiqa else 0,
+        pooled_channels=model.spec.pooled_channels if is_dgiqa else model.wide.width,
         version=version,
         made_by=f"dgiqa-stream {package_version()}",
         source_name=source.name if source else "",
         source_bytes=source.stat().st_size if source else 0,
         source_sha256=_sha256(source) if source else "",
+        depth=depth,
+        glint=None if is_dgiqa else replace(model.config, pretrained=False),
     )
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +231,23 @@ def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
+def read_backbone_weights(path: Path) -> dict[str, Tensor]:
+    """timm's weights of an extractor, under the names that ``features_only`` gives them.
+
+    ``.safetensors``, or a pickle of tensors alone. Raises :class:`ModelError` for another file.
+    """
+    if path.suffix == ".safetensors":
+        safetensors = _safetensors()
+        try:
+            found = safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError) as exc:
+            raise ModelError(f"{path} cannot be read as safetensors: {exc}") from exc
+    else:
+        found = _read_pickle(path)
+    named = official_names({f"backbone.{name}": tensor for name, tensor in found.items()})
+    return {name.removeprefix("backbone."): tensor for name, tensor in named.items()}
+
+
 class _Source:
     """A checkpoint, hashed at most once."""
 
@@ -249,9 +289,15 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _fitted(spec: TeacherSpec, tensors: dict[str, Tensor], path: Path) -> Dgiqa:
+def _backbone_of(model: Teacher) -> str:
+    return model.spec.backbone if isinstance(model, Dgiqa) else model.config.name
+
+
+Fitted = TypeVar("Fitted", Dgiqa, GlintIQA)
+
+
+def _fitted(model: Fitted, tensors: dict[str, Tensor], path: Path) -> Fitted:
     """A teacher with these weights; raises :class:`ModelError` where they are not its own."""
-    model = Dgiqa(spec)
     wanted = model.state_dict()
     problems = [
         _listed("missing", wanted.keys() - tensors.keys()),
@@ -267,7 +313,7 @@ def _fitted(spec: TeacherSpec, tensors: dict[str, Tensor], path: Path) -> Dgiqa:
     ]
     if any(problems):
         raise ModelError(
-            f"{path.name} does not fit DGIQA on {spec.backbone}: "
+            f"{path.name} does not fit {type(model).__name__} on {_backbone_of(model)}: "
             f"{'; '.join(filter(None, problems))}. Give a published DGIQA checkpoint, or name the "
             "backbone it was trained with (--backbone)"
         )

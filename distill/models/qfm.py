@@ -121,15 +121,24 @@ class QfmRegulariser(nn.Module):
     f~_i = f_i + a n_i with a ~ U(0, ``most_noise``) for each picture; n of :func:`semantic_noise`.
     The whole loss of a step is then
     L = L_score(h(g f), y) + l1 insensitivity + l2 contrast, with l1 about 0.5 to 1.
+
+    Without a gate g is 1: nothing is learnt here, and the head alone is what is deployed.
     """
 
-    def __init__(self, width: int, *, tolerance: float = 0.05, most_noise: float = 0.5) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        tolerance: float = 0.05,
+        most_noise: float = 0.5,
+        gated: bool = True,
+    ) -> None:
         super().__init__()
         if not (tolerance > 0 and most_noise > 0):
             raise ValueError(
                 f"tolerance {tolerance} and most_noise {most_noise} must both be positive"
             )
-        self.gate = ChannelGate(width)
+        self.gate = ChannelGate(width) if gated else None
         self.tolerance, self.most_noise = tolerance, most_noise
 
     def forward(
@@ -150,7 +159,7 @@ class QfmRegulariser(nn.Module):
         partners = match_pairs(semantics, quality, tolerance=self.tolerance)  # (B,)
         drawn = torch.rand(len(features), 1, generator=generator, device=features.device)
         noisy = features + self.most_noise * drawn * semantic_noise(features, partners)  # (B, C)
-        gate = self.gate(features)  # (B, C)
+        gate = torch.ones_like(features) if self.gate is None else self.gate(features)  # (B, C)
         gated = gate * features
         logits, logits_of_noisy = head(gated), head(gate * noisy)  # (B,) each
         matched = partners != NO_PARTNER
