@@ -1,4 +1,4 @@
-"""``dgiqa-distill``: data, shards, train, evaluate, judge; convert and score for the teacher."""
+"""``dgiqa-distill``: data, shards, label, train, chain, evaluate, judge; a teacher's commands."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import typer
 
 from dgiqa_stream.cli._score import Format
 from dgiqa_stream.errors import ConfigError, DgiqaError, SourceError
-from distill.data.commands import shards
+from distill.data.commands import name_and_folder, shards
 from distill.evaluation.commands import app as judge_app
-from distill.process import command_line, keep_freed_memory
+from distill.process import command_line
 from distill.say import say
+from distill.teaching_commands import teach, transfer_labels
+from distill.training_commands import Device, Threads, begin_training, label, train
 
 
 class Protocol(StrEnum):
@@ -37,6 +39,10 @@ app = typer.Typer(
 
 
 app.command()(shards)
+app.command()(label)
+app.command()(train)
+app.command()(teach)
+app.command()(transfer_labels)
 app.add_typer(judge_app, name="judge")
 
 
@@ -70,27 +76,57 @@ def data(
 
 
 @app.command()
-def train(
-    recipe: Annotated[Path, typer.Argument()],
+def chain(
+    recipe: Annotated[Path, typer.Argument(help="With a table [chain]: what comes before.")],
     *,
-    packs: Annotated[Path, typer.Option(help="What `data` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; goes on with it.")],
     backbone: Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")],
-    run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
-    steps: Annotated[int | None, typer.Option(help="Stop early; for trials.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")] = 0,
+    pristine: Annotated[Path | None, typer.Option(help="Folder of clean pictures.")] = None,
+    rated: Annotated[
+        list[str] | None, typer.Option(help="A rated set and its folder, as biq2021=FOLDER.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Its checkpoint; taught by the recipe unless given.")
+    ] = None,
+    int8: Annotated[Path, typer.Option(help="Settings of the INT8 model.")] = Path(
+        "configs/quant/int8.toml"
+    ),
+    steps: Annotated[int | None, typer.Option(help="The student's; for trials.")] = None,
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that degrade pictures.")] = 2,
+    threads: Threads = 0,
 ) -> None:
-    """Fit the student of a recipe. Interrupt it at will: it goes on from its last checkpoint."""
-    import cv2
-    import torch
+    """Pictures to shards, a teacher, its labels, a student, and its ONNX, float and INT8.
 
+    Interrupt it at will: the same command goes on where it stopped.
+    """
+    from distill.chain import ChainRequest, run_chain
     from distill.recipe import load_recipe
-    from distill.trainer import train as fit
+    from quant.cli import export
+    from quant.cli import int8 as quantise
 
-    keep_freed_memory()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    best = fit(load_recipe(recipe), packs, run, backbone=backbone, num_steps=steps)
-    print(json.dumps(best, indent=1))
+    settings = load_recipe(recipe)
+    sets = dict(name_and_folder(text) for text in rated or ())
+    compute = begin_training(device, settings.train.precision, threads=threads)
+
+    def make_models(weights: Path, packs: Path, folder: Path) -> list[Path]:
+        whole, small = folder / f"{settings.name}-fp32.onnx", folder / f"{settings.name}.onnx"
+        export(weights, recipe=[recipe], output=whole, version="0.0.0")
+        quantise(whole, config=int8, packs=packs, output=small)
+        return [whole, small]
+
+    request = ChainRequest(
+        recipe=settings,
+        folder=output,
+        backbone=backbone,
+        pristine=pristine,
+        rated=sets,
+        teacher=teacher,
+        num_steps=steps,
+        workers=workers,
+        made_by=command_line(),
+    )
+    print(json.dumps(run_chain(request, compute, make_models)["student"], indent=1))
 
 
 @app.command()

@@ -222,6 +222,11 @@ def _refuse_unfounded(losses: LossConfig, data: TrainingData) -> None:
             f"the recipe's loss {asked[0]} needs a teacher's labels: make them with `dgiqa-distill "
             "label` and give --labels"
         )
+    if losses.attention and data.labels and not data.labels.manifest.shapes.has_attention:
+        raise ConfigError(
+            "the recipe's loss attention needs a teacher guided by depth: these labels are of "
+            f"{data.labels.manifest.teacher.backbone}"
+        )
     records = data.unrated.records if data.unrated else []
     asked = losses.needing_pseudo_mos()
     if asked and not any(getattr(r, "pseudo_mos", None) is not None for r in records):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -107,15 +107,37 @@ TEACHER_LOSSES = (
 )  # fmt: skip
 
 
+class ChainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What comes before the student in ``dgiqa-distill chain``."""
+
+    num_clean: Count | None = None
+    """Clean pictures to degrade, evenly out of the folder; all where absent."""
+    num_rated: Count | None = None
+    """Of each rated set, evenly out of its training and validation part; all where absent."""
+    degradations: list[str] = []
+    """Ladders to make; all of still pictures where empty."""
+    num_chains: Annotated[int, msgspec.Meta(ge=0)] = 4
+    """Random pairs of degradations for each clean picture."""
+    pseudo_mos: bool = True
+    longest_px: Annotated[int, msgspec.Meta(ge=224)] = 1088
+    depth: str | None = None
+    """The teacher's depth maps, as of ``score --depth``; the published network where absent."""
+    num_crops: Literal[1, 4, 9, 16, 25] = 9
+    """Of the teacher's grid on each picture."""
+    teacher: dict[str, Any] | None = None
+    """A teacher's recipe, for a chain that is not given a teacher."""
+
+
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One student, from data to weights."""
 
     name: str
     views: list[ViewSpec]
-    """The student's two, in its order and of one size."""
+    """The student's two, in its order; their sizes may differ."""
     data: DataConfig
     train: TrainConfig
     losses: LossConfig = LossConfig()
+    chain: ChainConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse views that the student would take for one another."""
@@ -125,8 +147,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"views {[name for name, _ in kinds]} must be 'whole' of kind whole, then "
                 "'fragments' of kind fragments"
             )
-        if self.views[0].shape != self.views[1].shape:
-            raise ValueError(f"views of {[view.shape for view in self.views]} must be of one size")
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -45,7 +45,7 @@ def shards(
     from distill.data.pseudo_mos import has_ssimulacra2
     from distill.data.shard_records import ShardSettings
 
-    sets = dict(_name_and_folder(text) for text in rated or ())
+    sets = dict(name_and_folder(text) for text in rated or ())
     items = {name: load_dataset(name, root, seed=seed) for name, root in sets.items()}
     chosen = tuple(word.strip() for word in degradations.split(",") if word.strip())
     settings = ShardSettings(
@@ -68,7 +68,8 @@ def shards(
     say(f"{len(manifest.shards)} shards in {folder}: {total}")
 
 
-def _name_and_folder(text: str) -> tuple[str, Path]:
+def name_and_folder(text: str) -> tuple[str, Path]:
+    """``biq2021=FOLDER`` in its two parts; raises :class:`ConfigError` for anything else."""
     name, equals, root = text.partition("=")
     if not equals:
         raise ConfigError(f"--rated {text!r} is not NAME=FOLDER")

@@ -50,6 +50,8 @@ class LabelShapes(msgspec.Struct, frozen=True):
     side: int
     """Of the fused and the attention map."""
     pooled: int
+    has_attention: bool = True
+    """Whether the teacher asks by depth; else its attention maps are NaN."""
 
 
 class LabelFile(msgspec.Struct, frozen=True):

@@ -1,0 +1,128 @@
+"""``label`` and ``train``: commands to be registered with an app by ``app.command()(label)``."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dgiqa_stream.errors import ConfigError
+from distill.process import command_line, keep_freed_memory
+from distill.say import say
+
+if TYPE_CHECKING:
+    from distill.compute import Compute, Precision
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")]
+_GPU_CROPS, _CPU_CROPS = 144, 9
+_MOST_WORKERS = 8
+
+
+def label(
+    *,
+    teacher: Annotated[Path, typer.Option(help="Its .safetensors, or a published .pth.")],
+    shards: Annotated[Path, typer.Option(help="What `shards` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; goes on with it.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="What a .pth was trained with; a safetensors knows.")
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="As of `score`; the published network unless given.")
+    ] = None,
+    depth_cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps a depth network's maps.")
+    ] = None,
+    crops: Annotated[int | None, typer.Option(help="Of the grid: 1, 4, 9, 16 …")] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+    max_left_out: Annotated[
+        int, typer.Option(help="So many unreadable pictures are passed over.")
+    ] = 20,
+) -> None:
+    """Let a teacher look at every picture in shards and keep what a student can learn from.
+
+    Interrupt it at will: the same command goes on where it stopped.
+    """
+    import torch
+
+    from distill.data.depth import PUBLISHED_DEPTH, open_depth
+    from distill.labelling import label_shards
+    from distill.models.official import open_teacher
+    from distill.teacher_score import make_protocol, torch_device
+
+    keep_freed_memory()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    where = torch_device(device)
+    manifest = label_shards(
+        open_teacher(teacher, backbone=backbone),
+        open_depth(depth or PUBLISHED_DEPTH, device=str(where), cache=depth_cache),
+        make_protocol("grid", num_crops=crops),
+        shards,
+        output,
+        teacher_name=teacher.name,
+        made_by=command_line(),
+        device=where,
+        at_once=_GPU_CROPS if where.type == "cuda" else _CPU_CROPS,
+        max_left_out=max_left_out,
+    )
+    say(f"{manifest.num_pictures} pictures labelled in {output}")
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument()],
+    *,
+    backbone: Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")],
+    run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
+    packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="What `label` wrote, of the shards.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop early; for trials.")] = None,
+    device: Device = "auto",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that cut views; 0 is a thread.")
+    ] = None,
+    threads: Threads = 0,
+) -> None:
+    """Fit the student of a recipe, to packs or to shards and a teacher's labels.
+
+    Interrupt it at will: it goes on from its last checkpoint.
+    """
+    from distill.data.training_data import open_packs, open_shards
+    from distill.recipe import load_recipe
+    from distill.trainer import train as fit
+
+    settings = load_recipe(recipe)
+    compute = begin_training(device, settings.train.precision, threads=threads, workers=workers)
+    if (packs is None) == (shards is None) or (labels is not None and shards is None):
+        raise ConfigError("training learns from --packs, or from --shards with or without --labels")
+    opened = open_packs(packs) if packs else open_shards(shards or Path(), labels)
+    best = fit(settings, opened, run, backbone=backbone, num_steps=steps, compute=compute)
+    typer.echo(json.dumps(best, indent=1))
+
+
+def begin_training(
+    device: str, precision: Precision, *, threads: int = 0, workers: int | None = None
+) -> Compute:
+    """Set this process's threads and memory; where to compute.
+
+    Without a number of ``workers``, a GPU gets one for each core but one, a CPU none: there they
+    would take from the training what they give.
+    """
+    import cv2
+    import torch
+
+    from distill.compute import make_compute
+
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads or cores)
+    compute = make_compute(device, precision, num_workers=workers or 0)
+    if workers is None and compute.device.type == "cuda":
+        return replace(compute, num_workers=min(_MOST_WORKERS, max(1, cores - 1)))
+    return compute
