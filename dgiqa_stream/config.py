@@ -108,17 +108,47 @@ class ModelSettings(_Settings, frozen=True):
     """CPU threads of one inference."""
 
 
+POOLER_NAMES = (
+    "mean", "median", "min", "max", "stdev", "harmonic_mean", "p1", "p5", "p10", "low1", "low5",
+    "minkowski", "vqpool", "ewma", "hysteresis", "hysteresis_exact", "primacy", "recency",
+    "p1203_style",
+)  # fmt: skip
+"""What scores can be pooled to; the formulas are in :mod:`dgiqa_stream.pooling`."""
+
+
 class PoolingSettings(_Settings, frozen=True):
     """How frame scores become one number over time."""
 
+    poolers: tuple[str, ...] = ()
+    """Names of ``POOLER_NAMES``; empty for all. Mean, low5, ewma and hysteresis always come."""
     windows_seconds: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=8)] = (1.0, 10.0, 60.0)
     hop_seconds: Positive = 1.0
     max_hold_seconds: Positive = 2.0
     """A score stands for the time until the next one, at most this long."""
     ewma_seconds: Positive = 5.0
-    """Time constant of the moving average."""
-    hysteresis_seconds: Positive = 2.0
-    """How long a bad moment is remembered."""
+    """``ewma``: time constant of the moving average."""
+    hysteresis_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 2.0
+    """``hysteresis``: how long a bad moment is remembered; tau of the paper."""
+    hysteresis_alpha: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
+    """``hysteresis``: weight of the present against the worst of the memory; alpha of the paper."""
+    minkowski_p: Annotated[float, msgspec.Meta(ge=1, le=32)] = 2.0
+    """``minkowski``: exponent of the impairment; 1 is the mean, a large one close to ``min``."""
+    vqpool_exponent: Annotated[float, msgspec.Meta(ge=0, le=16)] = 2.0
+    """``vqpool``: exponent of the good group's weight; 2 in the paper, 0 is the mean."""
+    primacy_seconds: Positive = 30.0
+    """``primacy``: time constant with which what came later counts less."""
+    recency_seconds: Positive = 30.0
+    """``recency``: time constant with which what came earlier counts less."""
+    p1203_seconds: Annotated[int, msgspec.Meta(ge=10, le=3600)] = 300
+    """``p1203_style``: how much of the end is rated; the Recommendation knows 60 to 300 s."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that no pooler has."""
+        for name in self.poolers:
+            if name not in POOLER_NAMES:
+                near = difflib.get_close_matches(name, POOLER_NAMES, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(POOLER_NAMES)}"
+                raise ValueError(f"poolers = {name!r} is unknown; {hint}")
 
 
 class PublishSettings(_Settings, frozen=True):

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from dgiqa_stream.pooling._holds import Holds
-from dgiqa_stream.pooling.poolers import POOLERS
+from dgiqa_stream.pooling._holds import INSTANT_SECONDS
+from dgiqa_stream.pooling._recent import Hold, Recent, Stretch
+from dgiqa_stream.pooling.poolers import PoolerSet
 from dgiqa_stream.types import FrameScore, WindowScore
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from dgiqa_stream.config import PoolingSettings
-    from dgiqa_stream.pooling._holds import Array, Pooler
 
 _MAX_WAITING = 256  # holds gathered before the session's poolers take them at once
-_INSTANT_SECONDS = 1e-6  # times of a 90 kHz clock are further apart
 _MIN_COVERAGE = 0.5
 WINDOW_HEADLINE = "ewma"
 SESSION_HEADLINE = "hysteresis"
-
-
-class _Hold(NamedTuple):
-    begin: float
-    end: float
-    score: float
-    fresh: bool
-    """The stream's clock jumped just before."""
 
 
 class TemporalPooling:
@@ -52,8 +36,10 @@ class TemporalPooling:
 
     A jump of the stream's clock clears the memory of ``ewma`` and ``hysteresis``.
 
-    Memory is bounded by the frames of the longest window; the session keeps sums, and its
-    percentiles are exact for 8192 frames, then within 100/4096.
+    Memory is bounded by the frames of the longest window; the session keeps sums, and what needs
+    the distribution of its scores is exact for 8192 frames, then within 100/4096. A frame is pooled
+    once for each window that it is in, so its cost grows with a window's length over the hop, and
+    not with the session's.
     """
 
     def __init__(
@@ -65,11 +51,15 @@ class TemporalPooling:
         self._begin_seconds = 0.0
         self._open: FrameScore | None = None
         """The last frame: how long it stands is not known yet."""
-        self._recent: deque[_Hold] = deque()
+        self._recent = Recent()
         self._next_end = 1
         """Which hop's end comes next, counted from 1."""
         self._was_empty = dict.fromkeys(settings.windows_seconds, False)
         self._session = _Session(settings)
+        self._params = {
+            "max_hold_seconds": settings.max_hold_seconds,
+            **self._session.poolers.parameters(),
+        }
 
     def add(self, score: FrameScore) -> list[WindowScore]:
         """Take the next frame; returns the windows it closes, in time order, short ones first.
@@ -94,8 +84,8 @@ class TemporalPooling:
         self._hold(self._open, until=end)
         self._open = None
         windows = self._close_windows(end)
-        if end - self._end_of(self._next_end - 1) > _INSTANT_SECONDS:
-            stretch = _Stretch.of(self._recent)
+        if end - self._end_of(self._next_end - 1) > INSTANT_SECONDS:
+            stretch = self._recent.stretch()
             for length in self._settings.windows_seconds:
                 window = self._window(stretch, length, self._end_of(self._next_end), until=end)
                 windows += [window] if window.coverage else []
@@ -115,10 +105,10 @@ class TemporalPooling:
         longest = self._settings.max_hold_seconds
         return min(self._period_seconds or score.info.duration_seconds or longest, longest)
 
-    def _as_hold(self, score: FrameScore, *, until: float) -> _Hold:
+    def _as_hold(self, score: FrameScore, *, until: float) -> Hold:
         begin = score.info.pts_seconds
         end = min(until, begin + self._settings.max_hold_seconds)
-        return _Hold(begin, end, score.score, score.info.discontinuity)
+        return Hold(begin, end, score.score, score.info.discontinuity)
 
     def _hold(self, score: FrameScore, *, until: float) -> None:
         hold = self._as_hold(score, until=until)
@@ -129,11 +119,11 @@ class TemporalPooling:
         return self._begin_seconds + hop * self._settings.hop_seconds
 
     def _close_windows(self, now: float) -> list[WindowScore]:
-        elapsed = now - self._begin_seconds + _INSTANT_SECONDS
+        elapsed = now - self._begin_seconds + INSTANT_SECONDS
         last = int(elapsed / self._settings.hop_seconds)
         if self._next_end > last:
             return []
-        stretch = _Stretch.of(self._recent)
+        stretch = self._recent.stretch()
         windows = []
         while self._next_end <= last:
             end = self._end_of(self._next_end)
@@ -151,18 +141,16 @@ class TemporalPooling:
 
     def _drop_what_no_window_needs(self) -> None:
         longest = max(self._settings.windows_seconds, default=0.0)
-        needed = self._end_of(self._next_end) - longest
-        while self._recent and self._recent[0].end <= needed:
-            self._recent.popleft()
+        self._recent.drop_until(self._end_of(self._next_end) - longest)
 
-    def _window(self, stretch: _Stretch, length: float, end: float, *, until: float) -> WindowScore:
+    def _window(self, stretch: Stretch, length: float, end: float, *, until: float) -> WindowScore:
         begin = max(end - length, self._begin_seconds)
         part = stretch.between(begin, until)
-        poolers = {name: make(self._settings) for name, make in POOLERS.items()}
+        poolers = PoolerSet(self._settings)
         part.feed(poolers)
         coverage = min(1.0, float(part.holds.weights.sum()) / length)
         starts = stretch.holds.begin_seconds
-        shown = np.searchsorted(starts, [begin - _INSTANT_SECONDS, until - _INSTANT_SECONDS])
+        shown = starts.searchsorted([begin - INSTANT_SECONDS, until - INSTANT_SECONDS])
         return WindowScore(
             stream=self._stream,
             kind="sliding",
@@ -174,9 +162,9 @@ class TemporalPooling:
             expected_frames=length / self._period_seconds if self._period_seconds else None,
             coverage=coverage,
             valid=coverage >= _MIN_COVERAGE,
-            pool=_values(poolers),
+            pool=poolers.values(),
             headline=WINDOW_HEADLINE,
-            params=self._params(),
+            params=self._params,
         )
 
     def _session_score(self, session: _Session, end: float) -> WindowScore:
@@ -194,30 +182,23 @@ class TemporalPooling:
             expected_frames=length / self._period_seconds if self._period_seconds else None,
             coverage=coverage,
             valid=coverage >= _MIN_COVERAGE,
-            pool=_values(session.poolers),
+            pool=session.poolers.values(),
             headline=SESSION_HEADLINE,
-            params=self._params(),
+            params=self._params,
         )
-
-    def _params(self) -> dict[str, float]:
-        return {
-            "max_hold_seconds": self._settings.max_hold_seconds,
-            "ewma_seconds": self._settings.ewma_seconds,
-            "hysteresis_seconds": self._settings.hysteresis_seconds,
-        }
 
 
 class _Session:
     """The poolers of the whole session and what has not reached them yet."""
 
     def __init__(self, settings: PoolingSettings) -> None:
-        self.poolers: dict[str, Pooler] = {n: make(settings) for n, make in POOLERS.items()}
+        self.poolers = PoolerSet(settings)
         self.num_frames = 0
         self.covered_seconds = 0.0
         self.end_seconds: float | None = None
-        self._waiting: list[_Hold] = []
+        self._waiting = Recent()
 
-    def add(self, hold: _Hold) -> None:
+    def add(self, hold: Hold) -> None:
         self.num_frames += 1
         self.covered_seconds += hold.end - hold.begin
         self.end_seconds = hold.end
@@ -226,46 +207,5 @@ class _Session:
             self.flush()
 
     def flush(self) -> None:
-        _Stretch.of(self._waiting).feed(self.poolers)
+        self._waiting.stretch().feed(self.poolers)
         self._waiting.clear()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Stretch:
-    """Holds as arrays, with where the stream's clock jumped."""
-
-    holds: Holds
-    fresh: NDArray[np.bool_]
-
-    @staticmethod
-    def of(holds: deque[_Hold] | list[_Hold]) -> _Stretch:
-        table: Array = np.array(holds, np.float64).reshape(-1, 4)
-        begin, end, score, fresh = table.T
-        return _Stretch(Holds(begin, end, score), fresh > 0)
-
-    def between(self, begin: float, end: float) -> _Stretch:
-        """The holds within [begin, end), cut at both."""
-        first = int(np.searchsorted(self.holds.end_seconds, begin + _INSTANT_SECONDS))
-        last = int(np.searchsorted(self.holds.begin_seconds, end - _INSTANT_SECONDS))
-        part = self.holds[first : max(first, last)]
-        cut = Holds(
-            np.maximum(part.begin_seconds, begin), np.minimum(part.end_seconds, end), part.score
-        )
-        return _Stretch(cut, self.fresh[first : max(first, last)])
-
-    def feed(self, poolers: dict[str, Pooler]) -> None:
-        edges = [0, *np.flatnonzero(self.fresh).tolist(), len(self.holds)]
-        for first, last in itertools.pairwise(edges):
-            if last > first:
-                for pooler in poolers.values():
-                    if self.fresh[first]:
-                        pooler.forget()
-                    pooler.add(self.holds[first:last])
-
-
-def _values(poolers: dict[str, Pooler]) -> dict[str, float | None]:
-    """The pooled values; rounding errors must not leave the scale."""
-    return {
-        name: None if value is None else min(max(value, 0.0), 100.0)
-        for name, value in ((name, pooler.value()) for name, pooler in poolers.items())
-    }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dgiqa_stream.config import PoolingSettings
-from dgiqa_stream.pooling import POOLERS, Holds, TemporalPooling
+from dgiqa_stream.pooling import POOLERS, TemporalPooling
 from dgiqa_stream.types import FrameInfo, FrameScore, WindowScore
 
 lawful = settings(deadline=None, max_examples=50)
@@ -28,8 +26,13 @@ SETTINGS = PoolingSettings(
     max_hold_seconds=2.0,
     ewma_seconds=5.0,
     hysteresis_seconds=1.25,  # a cell is 4 ticks
+    hysteresis_alpha=0.7,
+    minkowski_p=3.0,
+    vqpool_exponent=1.5,
+    primacy_seconds=4.0,
+    recency_seconds=3.0,
+    p1203_seconds=10,
 )
-ORDER_FREE = ("mean", "median", "min", "max", "stdev", "harmonic_mean", "p5", "low5")
 Ticks = NDArray[np.float64]
 
 Step = tuple[int, float, bool]  # ticks since the frame before, its score, whether the clock jumped
@@ -53,6 +56,25 @@ def low_mean(q: Ticks, share: float) -> float:
     return float(np.average(taken, weights=weights))
 
 
+def vqpool(q: Ticks) -> float:
+    """Park et al. 2013: every cut into two groups is tried; of equally good ones, the lowest."""
+    ascending = np.sort(q)
+    groups = [(ascending[ascending <= at], ascending[ascending > at]) for at in np.unique(q)[:-1]]
+    if not groups:
+        return float(q[0])
+    spread = np.array([sum(float(((g - g.mean()) ** 2).sum()) for g in pair) for pair in groups])
+    explained = float(((q - q.mean()) ** 2).sum()) - spread  # what is left lies between the two
+    low, high = groups[int((explained >= explained.max() * (1 - 1e-9)).argmax())]
+    w = (1.0 - low.mean() / high.mean()) ** SETTINGS.vqpool_exponent
+    return float((low.sum() + w * high.sum()) / (len(low) + w * len(high)))
+
+
+def fading(q: Ticks, tau_seconds: float) -> float:
+    """Weights exp(-alpha t) of samples t = 0, 1, ..., alpha = TICK / tau; NaN has no weight."""
+    weights = [0.0 if math.isnan(v) else math.exp(-t * TICK / tau_seconds) for t, v in enumerate(q)]
+    return float(np.nansum(q * np.array(weights)) / sum(weights))
+
+
 def ewma(runs: Sequence[Ticks]) -> float:
     """Only the last run: the clock's jump before it cleared the memory."""
     a = 1.0 - math.exp(-TICK / SETTINGS.ewma_seconds)
@@ -64,20 +86,63 @@ def ewma(runs: Sequence[Ticks]) -> float:
     return average / weight
 
 
-def hysteresis(runs: Sequence[Ticks]) -> float:
-    """The formula of the docstring, cell by cell."""
+def softer(v: Sequence[float]) -> float:
+    """Sorted scores weighted by the falling half of a Gaussian 2n - 1 long, sigma (2n - 1) / 6."""
+    n = len(v)
+    s = (2 * n - 1) / 6
+    w = [math.exp(-(j**2) / (2 * s**2)) for j in range(n)]
+    return sum(wj * vj for wj, vj in zip(w, sorted(v), strict=True)) / sum(w)
+
+
+def paper_hysteresis(q: Sequence[float], tau: int, alpha: float) -> list[float]:
+    """Seshadrinathan and Bovik 2011, section 3, sample by sample; ``tau`` in samples."""
+    found = []
+    for t in range(len(q)):
+        memory = min(q[max(0, t - tau) : t]) if t else q[0]
+        found.append((1 - alpha) * memory + alpha * softer(q[t : t + tau]))
+    return found
+
+
+def causal_hysteresis(q: Sequence[float], tau: int, alpha: float) -> list[float]:
+    """The same with both parts looking back, the sample itself included."""
+    seen = [q[max(0, t - tau + 1) : t + 1] for t in range(len(q))]
+    return [(1 - alpha) * min(v) + alpha * softer(v) for v in seen]
+
+
+def hysteresis(runs: Sequence[Ticks], form: Callable[..., list[float]]) -> float:
+    """One form of it on cells of 4 ticks, 20 to the memory, over every stretch without a gap."""
     total = 0.0
     for run in (part for jump in runs for part in contiguous(jump)):
         cells = [run[at : at + 4] for at in range(0, len(run), 4)]
-        means = [float(c.mean()) for c in cells]
-        for k, cell in enumerate(cells):
-            last = sorted(means[max(0, k - 19) : k + 1])
-            n = len(last)
-            s = (2 * n - 1) / 6
-            w = [math.exp(-(j**2) / (2 * s**2)) for j in range(n)]
-            softer = sum(wj * vj for wj, vj in zip(w, last, strict=True)) / sum(w)
-            total += len(cell) * (0.2 * last[0] + 0.8 * softer)
+        h = form([float(c.mean()) for c in cells], 20, SETTINGS.hysteresis_alpha)
+        total += sum(len(c) * hk for c, hk in zip(cells, h, strict=True))
     return total / sum(int(np.isfinite(r).sum()) for r in runs)
+
+
+def p1203_style(q: Ticks) -> float:
+    """P.1203.3's base and negative bias, second by second, of the last 10 seconds."""
+    known = np.flatnonzero(np.isfinite(q))
+    q = q[known[0] : known[-1] + 1]
+    seconds = [q[at : at + 64] for at in range(0, len(q), 64)][-SETTINGS.p1203_seconds :]
+    duration = sum(len(s) for s in seconds) / 64
+    heard = [(t, s[np.isfinite(s)]) for t, s in enumerate(seconds) if np.isfinite(s).any()]
+    mos = [1 + 4 * float(s.mean()) / 100 for _, s in heard]
+    share = [len(s) / 64 for _, s in heard]
+    above = below = 0.0
+    for (t, _), o, part in zip(heard, mos, share, strict=True):
+        w1 = 0.00666620027943848 + 0.0000404018840273729 * math.exp(
+            t / duration / 0.156497800436237
+        )
+        w = part * w1 * (0.143179744942738 - 0.0238641564518876 * o)
+        above, below = above + w * o, below + w
+    base = above / below
+    steps = [max(0.0, duration - 1 - t) for t, _ in heard]
+    fade = [1.87403625 + (1 - 1.87403625) * 0.5 ** (step / 7.85416481) for step in steps]
+    away = sorted((f * (o - base), part) for f, o, part in zip(fade, mos, share, strict=True))
+    middle = [sum(p for _, p in away[:i]) + away[i][1] / 2 for i in range(len(away))]
+    at = middle[0] + 0.1 * (middle[-1] - middle[0])
+    tenth = float(np.interp(at, middle, [value for value, _ in away]))
+    return 25.0 * (base - 0.01853820 * max(0.0, -tenth) - 1.0)
 
 
 def contiguous(q: Ticks) -> list[Ticks]:
@@ -94,10 +159,19 @@ FORMULAS: dict[str, Callable[[Ticks, Sequence[Ticks]], float]] = {
     "max": lambda q, _: float(np.max(q)),
     "stdev": lambda q, _: float(np.std(q)),
     "harmonic_mean": lambda q, _: len(q) / float((1 / (q + 1)).sum()) - 1,
+    "p1": lambda q, _: float(np.percentile(q, 1, method="inverted_cdf")),
     "p5": lambda q, _: float(np.percentile(q, 5, method="inverted_cdf")),
+    "p10": lambda q, _: float(np.percentile(q, 10, method="inverted_cdf")),
+    "low1": lambda q, _: low_mean(q, 0.01),
     "low5": lambda q, _: low_mean(q, 0.05),
+    "minkowski": lambda q, _: 100.0 - float(((100.0 - q) ** 3).mean() ** (1 / 3)),
+    "vqpool": lambda q, _: vqpool(q),
     "ewma": lambda _, runs: ewma(runs),
-    "hysteresis": lambda _, runs: hysteresis(runs),
+    "hysteresis": lambda _, runs: hysteresis(runs, causal_hysteresis),
+    "hysteresis_exact": lambda _, runs: hysteresis(runs, paper_hysteresis),
+    "primacy": lambda _, runs: fading(np.concatenate(runs), SETTINGS.primacy_seconds),
+    "recency": lambda _, runs: fading(np.concatenate(runs)[::-1], SETTINGS.recency_seconds),
+    "p1203_style": lambda _, runs: p1203_style(np.concatenate(runs)),
 }
 
 
@@ -165,22 +239,6 @@ def ticks_of(window: WindowScore) -> tuple[int, int]:
     return round(begin / TICK), round(end / TICK)
 
 
-def as_holds(held: Sequence[tuple[int, float]]) -> Holds:
-    """Ticks and scores, one after another."""
-    edges = BEGIN + TICK * np.cumsum([0, *(ticks for ticks, _ in held)])
-    return Holds(edges[:-1], edges[1:], np.array([q for _, q in held]))
-
-
-def value(name: str, *parts: Holds) -> float:
-    """What a pooler makes of stretches of holds."""
-    pooler = POOLERS[name](SETTINGS)
-    for part in parts:
-        pooler.add(part)
-    pooled = pooler.value()
-    assert pooled is not None
-    return pooled
-
-
 def test_every_pooler_has_a_formula():
     """The table and the formulas it is checked against name the same poolers."""
     assert set(POOLERS) == set(FORMULAS)
@@ -222,102 +280,3 @@ def test_the_session_so_far_is_the_session_if_it_ended_now(frames: list[Step]):
         left_alone.add(frame)
         so_far = asked.session()
     assert so_far == left_alone.finish()[-1] == asked.finish()[-1]
-
-
-@pytest.mark.parametrize("name", sorted(POOLERS))
-@lawful
-@given(held=holds, at=st.lists(st.integers(0, 40), max_size=4))
-def test_how_time_is_cut_into_calls_changes_nothing(name: str, held: list, at: list[int]):
-    """Holds given at once or in stretches pool to the same value."""
-    whole = as_holds(held)
-    cuts = sorted({0, *(a for a in at if a < len(whole)), len(whole)})
-    parts = [whole[a:b] for a, b in itertools.pairwise(cuts)]
-    assert value(name, *parts) == pytest.approx(value(name, whole), abs=1e-6)
-
-
-@pytest.mark.parametrize("name", sorted(POOLERS))
-@lawful
-@given(held=holds, which=st.integers(0, 39))
-def test_splitting_a_hold_changes_nothing(name: str, held: list, which: int):
-    """A score held twice for half the time is the same score held once."""
-    which %= len(held)
-    ticks, q = held[which]
-    split = [*held[:which], (ticks / 2, q), (ticks / 2, q), *held[which + 1 :]]
-    assert value(name, as_holds(split)) == pytest.approx(value(name, as_holds(held)), abs=1e-6)
-
-
-@pytest.mark.parametrize("name", sorted(set(POOLERS) - {"stdev"}))
-@lawful
-@given(held=holds)
-def test_a_pooled_score_is_among_the_scores(name: str, held: list):
-    """No pooler but stdev leaves the range of what it pooled."""
-    of_all = [q for _, q in held]
-    assert min(of_all) - 1e-9 <= value(name, as_holds(held)) <= max(of_all) + 1e-9
-
-
-@pytest.mark.parametrize("name", sorted(POOLERS))
-@lawful
-@given(held=holds, q=scores)
-def test_a_constant_stays_what_it_is(name: str, held: list, q: float):
-    """A constant score pools to itself, and its stdev to 0."""
-    constant = as_holds([(ticks, q) for ticks, _ in held])
-    assert value(name, constant) == pytest.approx(0.0 if name == "stdev" else q, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ORDER_FREE)
-@lawful
-@given(held=holds, data=st.data())
-def test_order_does_not_matter_to_order_free_poolers(name: str, held: list, data: st.DataObject):
-    """Mean, extremes, spread and percentiles do not ask when a score came."""
-    shuffled = data.draw(st.permutations(held))
-    assert value(name, as_holds(shuffled)) == pytest.approx(value(name, as_holds(held)), abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["ewma", "hysteresis"])
-def test_memory_makes_order_matter(name: str):
-    """A dip counts differently for the poolers with memory when it comes first or last."""
-    dip = [(64, 20.0), (640, 80.0)]
-    assert abs(value(name, as_holds(dip)) - value(name, as_holds(dip[::-1]))) > 0.5
-
-
-@pytest.mark.parametrize("name", ["p5", "low5", "median"])
-def test_percentiles_of_a_long_session_stay_close_in_bounded_memory(name: str):
-    """After 30000 holds a percentile is within 1/256 of the range, and few numbers are kept."""
-    rng = np.random.default_rng(3)
-    held = list(zip(rng.integers(1, 60, 30000).tolist(), rng.beta(5, 2, 30000) * 100, strict=True))
-    whole = as_holds(held)
-    pooler = POOLERS[name](SETTINGS)
-    for at in range(0, len(whole), 256):
-        pooler.add(whole[at : at + 256])
-        assert len(pickle.dumps(pooler)) < 160_000
-    q = np.repeat(whole.score, [ticks for ticks, _ in held])
-    assert pooler.value() == pytest.approx(FORMULAS[name](q, [q]), abs=100 / 256)
-
-
-def test_hysteresis_falls_at_once_and_recovers():
-    """A bad second is felt for the memory's length after it, and not a moment longer."""
-    good, bad = (64, 80.0), (64, 20.0)
-    before = value("hysteresis", as_holds([good] * 4))
-    assert before == pytest.approx(80.0)
-    dip = value("hysteresis", as_holds([*[good] * 4, bad, *[good] * 4]))
-    mean = value("mean", as_holds([*[good] * 4, bad, *[good] * 4]))
-    assert dip < mean - 3.0
-    # h is 80 again where no cell of the bad second is left: beyond it, each second adds 80
-    longer = value("hysteresis", as_holds([*[good] * 4, bad, *[good] * 8]))
-    assert longer * 13 - dip * 9 == pytest.approx(4 * 80.0)
-
-
-def test_ewma_is_the_classic_recursion_once_settled():
-    """After many time constants, holding q moves it by 1 - exp(-dt / tau) of the distance."""
-    settled = [(64 * 100, 70.0)]
-    a = 1 - math.exp(-1.0 / SETTINGS.ewma_seconds)
-    assert value("ewma", as_holds([*settled, (64, 10.0)])) == pytest.approx(
-        70.0 + a * (10.0 - 70.0), abs=1e-4
-    )
-
-
-def test_the_harmonic_mean_is_on_the_scale_of_a_hundred():
-    """Half at 0 and half at 100 give libvmaf's 2/(1 + 1/101) - 1, not a mean near 50."""
-    assert value("harmonic_mean", as_holds([(64, 0.0), (64, 100.0)])) == pytest.approx(
-        2 / (1 + 1 / 101) - 1
-    )
