@@ -212,7 +212,7 @@ def fit(
     regulariser = QfmRegulariser(width, gated=noise.gated) if noise else None
     parameters = [*net.parameters(), *(regulariser.parameters() if regulariser else ())]
     optimiser = torch.optim.AdamW(parameters, settings.rate, weight_decay=_WEIGHT_DECAY)
-    per_epoch = len(targets.pictures) // settings.batch
+    per_epoch = max(1, len(targets.pictures) // settings.batch)
     num_steps = settings.num_epochs * per_epoch
     warmup = max(1, round(_WARMUP_SHARE * num_steps))
     net.train()

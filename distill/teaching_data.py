@@ -85,16 +85,26 @@ class BiqPictures:
 
     def rgb(self, index: int) -> Rgb:
         """See :class:`PictureSet`."""
-        return _read(self._rated[index].path)
+        return read_rgb(self._rated[index].path)
 
 
 class ShardPictures:
-    """Shards of ``dgiqa-distill shards``: ratings, and pseudo-MOS at their confidence."""
+    """Shards of ``dgiqa-distill shards``: ratings, and pseudo-MOS at their confidence.
+
+    People choose the best weights where they rated any validation picture, else pseudo-MOS does.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Raises :class:`SourceError` where there are no whole shards."""
         reader = ShardReader(folder)
-        self._records = [r for r in reader.records if _is_learnt_from(r)]
+        labelled = [r for r in reader.records if r.mos is not None or r.pseudo_mos is not None]
+        by_people = any(r.split == "validation" and r.mos is not None for r in labelled)
+        self._records = [
+            r
+            for r in labelled
+            if r.split == "train"
+            or (r.split == "validation" and (r.mos is not None or not by_people))
+        ]
         self.pictures = [Labelled(r.name, r.split, _quality(r), _weight(r)) for r in self._records]
         self._reader, self._local = reader, threading.local()
 
@@ -103,13 +113,6 @@ class ShardPictures:
         if not hasattr(self._local, "reader"):  # a reader's open files belong to one thread
             self._local.reader = copy.copy(self._reader)
         return self._local.reader.picture(self._records[index])
-
-
-def _is_learnt_from(record: ShardRecord) -> bool:
-    """Any label trains; people alone choose the best weights."""
-    if record.split == "train":
-        return record.mos is not None or record.pseudo_mos is not None
-    return record.split == "validation" and record.mos is not None
 
 
 def _quality(record: ShardRecord) -> float:
@@ -135,7 +138,7 @@ class LabelledFolder:
 
     def rgb(self, index: int) -> Rgb:
         """See :class:`PictureSet`."""
-        return _read(self._folder / self.pictures[index].name)
+        return read_rgb(self._folder / self.pictures[index].name)
 
 
 def read_labels(path: Path) -> list[Labelled]:
@@ -175,7 +178,8 @@ def _rgb_of(planes: Planes) -> Rgb:
     return np.asarray(reduced_rgb(planes, longest_px=LONGEST_PX), np.uint8)
 
 
-def _read(path: Path) -> Rgb:
+def read_rgb(path: Path) -> Rgb:
+    """A still picture, uint8 (H, W, 3); raises :class:`SourceError` for anything else."""
     import av
 
     try:

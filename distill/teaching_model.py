@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def make_teacher(
             "true where timm can fetch them"
         )
     if isinstance(model, GlintModel):
-        glint = GlintIQA(model.config)
+        fetched = model.pretrained and None in given
+        glint = GlintIQA(replace(model.config, pretrained=fetched))
         load_pyramid_(glint.local.cnn, backbone)
         load_pyramid_(glint.wide.vit, vit)
         return glint

@@ -1,0 +1,181 @@
+"""``teach`` and ``transfer-labels``: to be registered with an app by ``app.command()(teach)``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dgiqa_stream.errors import ConfigError
+from distill.process import keep_freed_memory
+from distill.say import say
+
+if TYPE_CHECKING:
+    from distill.data.depth import DepthProvider
+    from distill.recipe import DataConfig
+    from distill.teaching_data import PictureSet
+    from distill.teaching_recipe import TeacherRecipe
+
+Shards = Annotated[Path | None, typer.Option(help="Rated pictures: what `shards` wrote.")]
+Biq2021 = Annotated[Path | None, typer.Option(help="Or the folder of BIQ2021.")]
+Packs = Annotated[Path | None, typer.Option(help="Or what `data` wrote: quick to read.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")]
+
+
+def teach(
+    recipe: Annotated[Path, typer.Argument(help="A configs/distill/teacher-*.toml.")],
+    *,
+    run: Annotated[Path, typer.Option(help="Folder for the teacher and its curves; resumes.")],
+    shards: Shards = None,
+    biq2021: Biq2021 = None,
+    packs: Packs = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="Weights of the pyramids: MobileNetV2's .npz, or timm's.")
+    ] = None,
+    vit: Annotated[Path | None, typer.Option(help="Weights of a GlintIQA's ViT: timm's.")] = None,
+    depth: Annotated[
+        str | None, typer.Option(help="As of `score`; the published network unless given.")
+    ] = None,
+    depth_cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps a depth network's maps.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of further pictures, with --labels.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Their labels (.csv), as `transfer-labels` writes them.")
+    ] = None,
+    unrated: Annotated[
+        Path | None, typer.Option(help="Folder of pictures that --labeller is to label first.")
+    ] = None,
+    labeller: Annotated[Path | None, typer.Option(help="A teacher's .safetensors.")] = None,
+    device: Device = "auto",
+    steps: Annotated[int | None, typer.Option(help="Stop early; for trials.")] = None,
+    threads: Threads = 0,
+    workers: Annotated[int, typer.Option(help="Threads that read and cut pictures.")] = 2,
+) -> None:
+    """Fit a teacher to human ratings. Interrupt it at will: the same command goes on."""
+    import msgspec
+
+    from distill.teaching import teach as fit
+    from distill.teaching_data import JoinedPictures, LabelledFolder
+    from distill.teaching_recipe import DgiqaModel, load_teacher_recipe
+
+    _together("--pictures", pictures, "--labels", labels)
+    _together("--unrated", unrated, "--labeller", labeller)
+    settings = load_teacher_recipe(recipe)
+    sets = [_rated(settings.data, shards, biq2021, packs)]
+    _use_threads(threads)
+    is_dgiqa = isinstance(settings.model, DgiqaModel)
+    maps = _depth(depth, device, depth_cache) if is_dgiqa or labeller else None
+    if pictures is not None and labels is not None:
+        sets.append(LabelledFolder(pictures, labels))
+    if unrated is not None and labeller is not None and maps is not None:
+        sets.append(_expanded(settings, run, unrated, labeller, maps, device))
+    taught = fit(
+        settings,
+        JoinedPictures(*sets),
+        run,
+        depth=maps,
+        backbone=backbone,
+        vit=vit,
+        device=device,
+        num_steps=steps,
+        workers=workers,
+    )
+    typer.echo(
+        msgspec.json.format(msgspec.json.encode(asdict(taught) | {"path": taught.path.name}))
+    )
+
+
+def transfer_labels(
+    folder: Annotated[Path, typer.Argument(help="Pictures that nobody rated.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Labels to write (.csv).")],
+    backbone: Annotated[Path, typer.Option(help="Weights: MobileNetV2's .npz, or timm's.")],
+    shards: Shards = None,
+    biq2021: Biq2021 = None,
+    packs: Packs = None,
+    extractor: Annotated[
+        str, typer.Option(help="What the weights are of: mobilenetv2, or a timm network.")
+    ] = "mobilenetv2",
+    neighbours: Annotated[int, typer.Option(help="Rated pictures to average.", min=1)] = 1,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Give each picture the rating of the rated one that shows the most similar content."""
+    from distill.recipe import DataConfig
+    from distill.teaching_labels import label_by_content
+
+    _use_threads(threads)
+    number = label_by_content(
+        folder,
+        _rated(DataConfig(num_validation=1000, seed=1), shards, biq2021, packs),
+        output,
+        extractor=extractor,
+        weights=backbone,
+        num_neighbours=neighbours,
+        device=device,
+    )
+    say(f"{number} labels in {output}; each at its similarity")
+
+
+def _together(name: str, given: object, other: str, also: object) -> None:
+    if (given is None) != (also is None):
+        raise ConfigError(f"{name} and {other} go together: give both or neither")
+
+
+def _rated(
+    data: DataConfig, shards: Path | None, biq2021: Path | None, packs: Path | None
+) -> PictureSet:
+    """The one set that was given."""
+    from distill.teaching_data import BiqPictures, PackPictures, ShardPictures
+
+    if [shards, biq2021, packs].count(None) != 2:
+        raise ConfigError("rated pictures come from one place: give --shards, --biq2021 or --packs")
+    if shards is not None:
+        return ShardPictures(shards)
+    if biq2021 is not None:
+        return BiqPictures(biq2021, num_validation=data.num_validation, seed=data.seed)
+    assert packs is not None
+    return PackPictures(packs / "rated")
+
+
+def _use_threads(threads: int) -> None:
+    import cv2
+    import torch
+
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+def _depth(choice: str | None, device: str, cache: Path | None) -> DepthProvider:
+    from distill.data.depth import PUBLISHED_DEPTH, open_depth
+    from distill.teacher_score import torch_device
+
+    return open_depth(choice or PUBLISHED_DEPTH, device=str(torch_device(device)), cache=cache)
+
+
+def _expanded(
+    recipe: TeacherRecipe,
+    run: Path,
+    unrated: Path,
+    labeller: Path,
+    depth: DepthProvider,
+    device: str,
+) -> PictureSet:
+    """Unrated pictures with another teacher's labels, which are made once for a run."""
+    from distill.teaching_data import LabelledFolder
+    from distill.teaching_labels import label_by_teacher
+
+    made = run / "pseudo-labels.csv"
+    number = label_by_teacher(
+        unrated, labeller, made, depth=depth, config=recipe.expansion, device=device
+    )
+    say(f"{number} unrated pictures with labels of {labeller.name}")
+    return LabelledFolder(unrated, made)
