@@ -28,8 +28,10 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a frame becomes the model's inputs; normalisation is inside the graph."""
 
     views: list[ViewSpec]
-    reduction: Literal["halved-bilinear"] = "halved-bilinear"
-    """How a whole view is made small: a model trained on another reduction scores otherwise."""
+    reduction: Literal["halved-bilinear"]
+    """How a whole view is made small: a model trained on another reduction scores otherwise, so it
+    must be said.
+    """
     color: Literal["rgb"] = "rgb"
     layout: Literal["nhwc"] = "nhwc"
     dtype: Literal["uint8"] = "uint8"

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dgiqa_stream.cli._score import Format
+from dgiqa_stream.cli.running import Verdict, run
+from dgiqa_stream.cli.scoring import Format
 from dgiqa_stream.errors import ConfigError, DgiqaError, SourceError
 from distill.data.commands import name_and_folder, shards
 from distill.evaluation.commands import app as judge_app
@@ -265,20 +266,21 @@ def score(
 
 def main() -> None:
     """Run the command line; errors are one line and an exit code."""
-    try:
-        app(auto_envvar_prefix="DGIQA_DISTILL")
-    except ConfigError as exc:
-        say(f"error: {exc}")
-        sys.exit(2)
-    except (SourceError, FileNotFoundError, ValueError) as exc:
-        say(f"error: {exc}")
-        sys.exit(3)
-    except (DgiqaError, FloatingPointError, OSError) as exc:
-        say(f"error: {exc}")
-        sys.exit(5)
-    except KeyboardInterrupt:
-        say("interrupted; run the same command to go on")
-        sys.exit(130)
+    said = "interrupted; run the same command to go on"
+    sys.exit(
+        run(app, program="dgiqa-distill", prefix="DGIQA_DISTILL", judge=_judge, interrupted=said)
+    )
+
+
+def _judge(exc: Exception) -> Verdict | None:
+    """Settings 2, data 3, the rest that people can mend 5."""
+    if isinstance(exc, ConfigError):
+        return 2, str(exc)
+    if isinstance(exc, SourceError | FileNotFoundError | ValueError):
+        return 3, str(exc)
+    if isinstance(exc, DgiqaError | FloatingPointError | OSError):
+        return 5, str(exc)
+    return None
 
 
 if __name__ == "__main__":

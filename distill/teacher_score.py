@@ -287,7 +287,7 @@ def manifest_of(teacher: LoadedTeacher) -> ModelManifest:
         size_bytes=teacher.size_bytes,
         licence="that of the weights",
         num_parameters=sum(p.numel() for p in teacher.model.parameters()),
-        preprocess=PreprocessSpec(views=[]),
+        preprocess=PreprocessSpec(views=[], reduction="halved-bilinear"),
         output=OutputSpec(name="score", mapping=_RAW_TO_SCORE),
         calibration="none: 100 times the network's output",
         made_by="dgiqa-distill convert",

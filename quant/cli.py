@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dgiqa_stream.cli.running import Verdict, run
 from dgiqa_stream.errors import ConfigError, DgiqaError
 from distill.process import command_line, keep_freed_memory
 from distill.say import say
@@ -266,17 +267,16 @@ def _looks(
 
 def main() -> None:
     """Run the command line; errors are one line and an exit code."""
-    try:
-        app(auto_envvar_prefix="DGIQA_QUANT")
-    except ConfigError as exc:
-        say(f"error: {exc}")
-        sys.exit(2)
-    except (DgiqaError, OSError, ValueError) as exc:
-        say(f"error: {exc}")
-        sys.exit(5)
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(130)
+    sys.exit(run(app, program="dgiqa-quant", prefix="DGIQA_QUANT", judge=_judge))
+
+
+def _judge(exc: Exception) -> Verdict | None:
+    """Settings 2, the rest that people can mend 5."""
+    if isinstance(exc, ConfigError):
+        return 2, str(exc)
+    if isinstance(exc, DgiqaError | OSError | ValueError):
+        return 5, str(exc)
+    return None
 
 
 if __name__ == "__main__":

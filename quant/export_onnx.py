@@ -112,7 +112,12 @@ def write_model(
         size_bytes=len(content),
         licence=licence,
         num_parameters=num_parameters,
-        preprocess=PreprocessSpec(views=list(views), mean=normalisation[0], std=normalisation[1]),
+        preprocess=PreprocessSpec(
+            views=list(views),
+            reduction="halved-bilinear",
+            mean=normalisation[0],
+            std=normalisation[1],
+        ),
         output=OutputSpec(OUTPUT, mapping),
         calibration=calibration,
         made_by=made_by,

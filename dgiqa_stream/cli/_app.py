@@ -5,26 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from io import TextIOWrapper
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dgiqa_stream.cli import _inspect, _score, _sub, _watch
 from dgiqa_stream.cli._environment import PREFIX, warn_of_unknown_variables
-from dgiqa_stream.cli._shared import (
-    BROKEN,
-    INTERRUPTED,
-    OK,
-    USAGE,
-    complain,
-    exit_code_of,
-    leave,
-)
+from dgiqa_stream.cli._shared import BROKEN, exit_code_of, leave
+from dgiqa_stream.cli.running import Verdict, run
 from dgiqa_stream.errors import DgiqaError
-from dgiqa_stream.urls import redact_text
-
-# Newer typers bring a click of their own: this is UsageError in both.
-_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="dgiqa-stream",
@@ -67,30 +56,13 @@ def main() -> None:
     """Run the command line."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # any name of a file
-    leave(_run())
-
-
-def _run() -> int:
-    """Run the command that is asked for; errors become one line and an exit code."""
     warn_of_unknown_variables(app, os.environ, command="".join(sys.argv[1:2]))
-    try:
-        code: object = app(auto_envvar_prefix=PREFIX, standalone_mode=False)
-    except _UsageError as exc:
-        if len(sys.argv) < 2:
-            typer.echo(str(exc), err=True)  # no command at all: the help
-        else:
-            command = exc.ctx.command_path if exc.ctx else "dgiqa-stream"
-            complain(f"{redact_text(exc.format_message()).rstrip('.')}; see `{command} --help`")
-        return USAGE
-    except DgiqaError as exc:
-        complain(exc)
-        return exit_code_of(exc)
-    except (KeyboardInterrupt, typer.Abort):
-        complain("interrupted")
-        return INTERRUPTED
-    except OSError as exc:
-        complain(f"{exc.filename or 'standard output'}: {exc.strerror or exc}")
-        return BROKEN
-    except SystemExit:  # what typer makes of a broken pipe; `| head` is no failure
-        return OK
-    return code if isinstance(code, int) else OK
+    leave(run(app, program="dgiqa-stream", prefix=PREFIX, judge=_judge))
+
+
+def _judge(exc: Exception) -> Verdict | None:
+    if isinstance(exc, DgiqaError):
+        return exit_code_of(exc), str(exc)
+    if isinstance(exc, OSError):
+        return BROKEN, f"{exc.filename or 'standard output'}: {exc.strerror or exc}"
+    return None

@@ -19,6 +19,7 @@ SISTER_PREFIXES = ("DGIQA_DISTILL", "DGIQA_QUANT")
 
 _OTHERS = frozenset({"DGIQA_VERSION"})  # images often hold one
 _OF_TESTS = frozenset({"DGIQA_CHECKOUT", "DGIQA_ODD_MEDIA", "DGIQA_WEIGHTS"})
+_SIMILAR = 0.75  # of difflib's ratio: a slip of the fingers, not another word
 _OF_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)$")
 
 
@@ -53,5 +54,8 @@ def _variables(group: Any) -> Iterator[str]:
 def _hint(name: str, known: set[str], command: str) -> str:
     word = name.removeprefix(f"{PREFIX}_")
     ours = f"{PREFIX}_{command.upper()}_{word}"
-    near = [ours] if ours in known else difflib.get_close_matches(name, sorted(known), 1)
-    return f"did you mean {near[0]}?" if near else "see `dgiqa-stream COMMAND --help`"
+    if ours in known:
+        return f"did you mean {ours}?"
+    words = sorted(n.removeprefix(f"{PREFIX}_") for n in known)  # the prefix makes all alike
+    near = difflib.get_close_matches(word, words, 1, _SIMILAR)
+    return f"did you mean {PREFIX}_{near[0]}?" if near else "see `dgiqa-stream COMMAND --help`"

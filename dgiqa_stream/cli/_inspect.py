@@ -73,7 +73,7 @@ def config(
     if len(words) != 2 or words[0] != "check":
         raise ConfigError(f"config {' '.join(words)!r}: give nothing, or `check FILE`")
     settings = load_config(Path(words[1]))
-    shared.say(f"{words[1]}: fine, {len(settings.stream)} streams")
+    shared.say(f"{words[1]}: fine, {shared.counted(len(settings.stream), 'stream')}")
 
 
 def doctor(

@@ -45,7 +45,11 @@ Level = Annotated[
 ]
 CropOption = Annotated[
     tuple[int, int, int, int] | None,
-    typer.Option("--crop", metavar="LEFT TOP WIDTH HEIGHT", help="Score this rectangle only."),
+    typer.Option(
+        "--crop",
+        metavar="LEFT TOP WIDTH HEIGHT",
+        help="Score this rectangle only: four numbers of pixels, as in --crop 0 0 640 360.",
+    ),
 ]
 StreamOptions = Annotated[
     list[str] | None,
@@ -66,6 +70,11 @@ def say(text: str) -> None:
     """A line for people, whatever control characters the name of a file brings along."""
     sys.stderr.write(_CONTROL.sub("?", text) + "\n")
     sys.stderr.flush()
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 frame``, ``2 frames``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def complain(error: BaseException | str) -> None:

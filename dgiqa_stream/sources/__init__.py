@@ -41,6 +41,8 @@ SOURCES: Mapping[str, str] = MappingProxyType(
 
 _FFMPEG = ("dgiqa_stream.sources._pyav", "dgiqa_stream.sources._helper")
 
+_ADVICE = {"srt": "options of SRT go into the address, as srt://HOST:PORT?latency=200000"}
+
 
 class Source(Protocol):
     """An opened stream. ``frames`` is for one thread; ``close`` may be called from any."""
@@ -110,7 +112,7 @@ def check_options(url: str, options: Mapping[str, str], *, key: str = "source.op
     if options and SOURCES.get(scheme_of(url)) in _FFMPEG:
         from dgiqa_stream.sources._options import refuse_unknown_options
 
-        refuse_unknown_options(options, key=key)
+        refuse_unknown_options(options, key=key, advice=_ADVICE.get(scheme_of(url), ""))
 
 
 def is_still(info: StreamInfo) -> bool:

@@ -63,7 +63,7 @@ def _ffmpeg_with_srt() -> str | None:
             [ffmpeg, "-hide_banner", "-protocols"],
             capture_output=True,
             text=True,
-            timeout=5,
+            timeout=20,  # an instant, but on a busy machine
             check=False,
             stdin=subprocess.DEVNULL,
         )

@@ -21,17 +21,21 @@ _FOR_WRITING, _FOR_READING = 1, 2  # AV_OPT_FLAG_ENCODING_PARAM, AV_OPT_FLAG_DEC
 _ALSO_IN_FORMATS_AND_PROTOCOLS = 1 | 2  # AV_OPT_SEARCH_CHILDREN | AV_OPT_SEARCH_FAKE_OBJ
 
 
-def refuse_unknown_options(options: Mapping[str, str], *, key: str) -> None:
+_WHERE = "see FFmpeg's formats and protocols"
+_SIMILAR = 0.8  # of difflib's ratio: a slip of the fingers, not another word
+
+
+def refuse_unknown_options(options: Mapping[str, str], *, key: str, advice: str = "") -> None:
     """Raise :class:`ConfigError` for an option that FFmpeg would ignore, naming a similar one.
 
-    ``key`` is the setting that holds them. Where FFmpeg cannot be asked (its symbols are not
-    reachable), nothing is refused.
+    ``key`` is the setting that holds them, ``advice`` what to do where none is similar. Where
+    FFmpeg cannot be asked (its symbols are not reachable), nothing is refused.
     """
     library = _libraries() if options else None
     for name in options if library else ():
         if not _is_known(library, name):
-            near = difflib.get_close_matches(name, _names(library), 1)
-            hint = f"did you mean {near[0]}?" if near else "see FFmpeg's formats and protocols"
+            near = difflib.get_close_matches(name, _names(library), 1, _SIMILAR)
+            hint = f"did you mean {near[0]}?" if near else advice or _WHERE
             raise ConfigError(f"{key}: FFmpeg has no option {redact_text(name)!r}; {hint}")
 
 

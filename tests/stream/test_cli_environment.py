@@ -24,6 +24,13 @@ def test_a_misspelt_variable_is_named(capsys, name, meant):
     assert line == f"warning: {name} is no setting and is ignored; did you mean {meant}?"
 
 
+@pytest.mark.parametrize("name", ["DGIQA_FOO", "DGIQA_HOME", "DGIQA_SCORE_COLOUR"])
+def test_no_meaning_is_made_up(capsys, name):
+    """A variable that resembles none is pointed to the help, not to a setting of another word."""
+    warn_of_unknown_variables(app, [name], command="watch")
+    assert capsys.readouterr().err.endswith("; see `dgiqa-stream COMMAND --help`\n")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -47,9 +54,10 @@ def test_a_variable_of_something_else_is_not(capsys, name):
 def test_the_sisters_prefixes_are_known(module, monkeypatch):
     """The options of ``dgiqa-distill`` and ``dgiqa-quant`` have the prefixes that are let alone."""
     sister, seen = pytest.importorskip(module), {}
-    monkeypatch.setattr(sister, "app", lambda **given: seen.update(given))
-    sister.main()
-    assert seen["auto_envvar_prefix"] in SISTER_PREFIXES
+    monkeypatch.setattr(sister, "run", lambda app, **given: seen.update(given))
+    with pytest.raises(SystemExit):
+        sister.main()
+    assert seen["prefix"] in SISTER_PREFIXES
 
 
 def test_it_is_said_before_the_command_runs(run_cli):

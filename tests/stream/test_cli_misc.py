@@ -45,7 +45,7 @@ def test_config_prints_what_it_would_read(run_cli, tmp_path):
     file.write_text(done.out + '\n[[stream]]\nurl = "rtsp://cam/live"\n')
     checked = run_cli("config", "check", file)
     assert (checked.code, checked.out) == (0, "")
-    assert f"{file}: fine, 1 streams" in checked.err
+    assert f"{file}: fine, 1 stream\n" in checked.err
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_pictures_alone_have_a_row_each(run_cli, media):
     assert rows[0] == ["path", "score"]
     assert [r[0] for r in rows[1:]] == pictures
     assert rows[2] == rows[6]
+    assert done.err.count("(1 frame)\n") == len(pictures)
 
 
 def test_a_folder_is_walked_and_a_video_brings_its_header(run_cli, folder):

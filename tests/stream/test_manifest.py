@@ -118,12 +118,13 @@ def test_a_manifest_that_is_none_says_why(model, content, told):
             "height",
         ),
         ({"preprocess": {"views": 3}}, "views"),
+        ({"preprocess": {"views": []}}, "reduction"),
         ({"output": {"name": "q", "mapping": {"raw": [0, 1], "score": [0, 101]}}}, "0..100"),
         ({"output": {"name": "q", "mapping": {"raw": [0, 0], "score": [0, 1]}}}, "rising"),
     ],
 )
 def test_a_field_that_cannot_be_is_named(model, fields, told):
-    """Another major, an unknown key and a value out of range are refused by name."""
+    """Another major, an unknown key, a missing one and a value out of range are refused by name."""
     change(model, **fields)
     with pytest.raises(ModelError, match=told):
         load_model(model)

@@ -24,6 +24,7 @@ KNOWN = (
         ("rtsp_transprot", "did you mean rtsp_transport"),
         ("probe_size", "did you mean probesize"),
         ("qqqqqq", "see FFmpeg's formats"),
+        ("streamid", "see FFmpeg's formats"),  # and not some other word
         ("movflags", ""),  # FFmpeg has it, for writing
         ("tcp", ""),  # a value of an option, not an option
         ("\udcff", ""),  # what Python makes of a byte that is no UTF-8
@@ -34,6 +35,13 @@ def test_an_unknown_option_is_refused(name, hint, media):
     settings = SourceSettings(options={name: "1"})
     with pytest.raises(ConfigError, match=f"source.options: FFmpeg has no option .*{hint}"):
         open_source(str(media["plain"]), settings, stream="s")
+
+
+def test_an_option_of_srt_belongs_into_the_address():
+    """SRT's own options are read from the URL, so that is said; a slip is still named."""
+    for name, hint in (("passphrase", r"srt://HOST:PORT\?"), ("probe_size", "did you mean probe")):
+        with pytest.raises(ConfigError, match=hint):
+            check_options("srt://host:1", {name: "1"})
 
 
 @pytest.mark.parametrize("url", ["rtsp://host/live", "a.mp4", "-", "srt://host:1"])

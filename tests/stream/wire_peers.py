@@ -50,7 +50,8 @@ MANIFEST = ModelManifest(
         views=[
             ViewSpec(name="whole", kind="whole", height=224, width=224),
             ViewSpec(name="detail", kind="fragments", height=64, width=128, rows=1, columns=2),
-        ]
+        ],
+        reduction="halved-bilinear",
     ),
     output=OutputSpec(name="raw", mapping=ScoreMapping(raw=[0.0, 1.0], score=[0.0, 100.0])),
     calibration="example-1",

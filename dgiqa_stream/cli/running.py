@@ -1,0 +1,79 @@
+"""Running a command line to its exit code: whatever goes wrong is one line on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from dgiqa_stream.cli._shared import INTERRUPTED, OK, USAGE, complain
+from dgiqa_stream.urls import redact_text
+
+_UsageError: Any = typer.BadParameter.__mro__[1]  # typer has a click of its own, and hides it
+
+Verdict = tuple[int, str]
+"""An exit code, and what to say."""
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, which typer makes an exit code of without a word."""
+
+
+def run(
+    app: typer.Typer,
+    *,
+    program: str,
+    prefix: str,
+    judge: Callable[[Exception], Verdict | None],
+    interrupted: str = "interrupted",
+) -> int:
+    """Run the command that ``sys.argv`` asks for; returns the exit code.
+
+    ``prefix`` begins the variables of options. ``judge`` says what an exception means; one that it
+    gives None for is a fault of the program and is raised on. A wrong word is 2, Ctrl-C 130.
+    """
+    try:
+        code: object = _command(app).main(auto_envvar_prefix=prefix, standalone_mode=False)
+    except _UsageError as exc:
+        if len(sys.argv) < 2:
+            typer.echo(str(exc), err=True)  # no command at all: the help
+        else:
+            asked = exc.ctx.command_path if exc.ctx else _asked(app, program)
+            complain(f"{redact_text(exc.format_message()).rstrip('.')}; see `{asked} --help`")
+        return USAGE
+    except (_Interrupted, KeyboardInterrupt, typer.Abort):
+        complain(interrupted)
+        return INTERRUPTED
+    except SystemExit:  # what typer makes of a broken pipe; `| head` is no failure
+        return OK
+    except Exception as exc:  # `judge` knows which ones are for people
+        verdict = judge(exc)
+        if verdict is None:
+            raise
+        complain(verdict[1])
+        return verdict[0]
+    return code if isinstance(code, int) else OK
+
+
+def _command(app: typer.Typer) -> Any:
+    """The application as one command that lets a Ctrl-C out."""
+    command: Any = typer.main.get_command(app)
+    invoke = command.invoke
+
+    def invoke_until_interrupted(context: Any) -> object:
+        try:
+            return invoke(context)
+        except KeyboardInterrupt as exc:
+            raise _Interrupted from exc
+
+    command.invoke = invoke_until_interrupted
+    return command
+
+
+def _asked(app: typer.Typer, program: str) -> str:
+    """The program and its command, where the parser does not say in which one it stopped."""
+    group: Any = typer.main.get_command(app)
+    command = sys.argv[1] if sys.argv[1] in getattr(group, "commands", ()) else ""
+    return f"{program} {command}".rstrip()

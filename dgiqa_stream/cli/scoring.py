@@ -1,0 +1,291 @@
+"""Scoring inputs one after the other: rows, progress, errors and the exit code.
+
+The seam for commands with a scorer of their own: ``dgiqa-stream score`` opens a model here, another
+program may open whatever is a :class:`~dgiqa_stream.scorer.Scorer`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.cli._settings import Given, Wording, settle
+from dgiqa_stream.errors import ConfigError, SinkError, SourceError, SourceUnsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TextIO
+
+    from dgiqa_stream.cli._rows import InputResult, RowWriter
+    from dgiqa_stream.config import StreamConfig
+    from dgiqa_stream.pooling import TemporalPooling
+    from dgiqa_stream.scorer import Scorer
+
+
+class Format(StrEnum):
+    """How scores are written."""
+
+    CSV = "csv"
+    NDJSON = "ndjson"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """What a run was asked for."""
+
+    paths: Sequence[str]
+    """Videos, pictures, folders, URLs, or ``-``."""
+    given: Given
+    """Settings by key, each with the option that set it; errors name the option."""
+    format: Format = Format.CSV
+    output: str = "-"
+    fail_under: float | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedScorer:
+    """What scores, closed at the end, and what a document tells of it."""
+
+    scorer: Scorer
+    settings: Mapping[str, Any]
+    """Whatever changes a score, under the document's ``settings``."""
+    reading: Callable[[str], AbstractContextManager[None]] = field(
+        default=lambda path: contextlib.nullcontext()
+    )
+    """Entered with each input's path while it is scored."""
+
+
+def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], OpenedScorer]) -> int:
+    """Score everything and return the exit code; see :mod:`dgiqa_stream.cli`.
+
+    ``open_scorer`` is called once the request is known to make sense, and before the output is
+    touched: what it raises leaves the file as it was. Raises :class:`ConfigError` where settings
+    or paths cannot be meant and :class:`SinkError` where the output cannot be written; an input
+    that fails has its row and its line, and the others go on.
+    """
+    from dgiqa_stream.config import StreamConfig
+    from dgiqa_stream.inputs import expand, refuse_overwriting
+    from dgiqa_stream.sources import check_options
+
+    settings, wording = settle(StreamConfig(), request.given)
+    with wording.errors():
+        inputs = expand(list(request.paths))
+        for path in inputs:
+            check_options(path, settings.source.options)
+        refuse_overwriting(request.output, inputs)
+        opened = open_scorer(settings)
+        with opened.scorer:
+            return _Run(request, inputs, settings, wording, opened).score_all()
+
+
+def told(settings: StreamConfig) -> dict[str, Any]:
+    """The settings that change the score of a model of ours, without secrets."""
+    import msgspec
+
+    from dgiqa_stream.redaction import redact_options
+
+    tables = {
+        name: msgspec.to_builtins(getattr(settings, name))
+        for name in ("source", "sampler", "picture", "model", "pooling")
+    }
+    tables["source"]["options"] = redact_options(settings.source.options)
+    return tables
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run over all inputs."""
+
+    request: ScoreRequest
+    inputs: list[str]
+    settings: StreamConfig
+    wording: Wording
+    opened: OpenedScorer
+    codes: set[int] = field(default_factory=set)
+    results: list[InputResult] = field(default_factory=list)
+
+    def score_all(self) -> int:
+        """Write every row; the exit code."""
+        quiet = self.request.quiet
+        with _opened(self.request.output) as out, _progress(quiet) as progress:
+            writer = self._writer(out)
+            try:
+                for path in self.inputs:
+                    self._score(path, writer, progress)
+            except KeyboardInterrupt:
+                shared.complain("interrupted: what was scored so far is written")
+                self.codes.add(shared.INTERRUPTED)
+            writer.finish(self.results, interrupted=shared.INTERRUPTED in self.codes)
+        return shared.first_code(
+            self.codes | _verdict(self.results, self.request.fail_under, quiet)
+        )
+
+    def _writer(self, out: TextIO) -> RowWriter:
+        from dgiqa_stream.cli import _rows as rows
+        from dgiqa_stream.inputs import is_folder, is_still_path
+
+        if self.request.format is Format.JSON:
+            model = self.opened.scorer.manifest
+            return rows.JsonDocument(out, model=model, settings=dict(self.opened.settings))
+        stills_only = all(is_still_path(path) or is_folder(path) for path in self.inputs)
+        kind = rows.CsvRows if self.request.format is Format.CSV else rows.NdjsonRows
+        return kind(out, stills_only=stills_only)
+
+    def _score(self, path: str, writer: RowWriter, progress: _Progress) -> None:
+        """Score one input into its result; one that fails is named, and the others go on."""
+        from dgiqa_stream.cli._rows import InputResult
+        from dgiqa_stream.pooling import TemporalPooling
+        from dgiqa_stream.urls import redact, scheme_of, stream_id_of
+
+        result = InputResult(path if scheme_of(path) == "file" else redact(path))
+        self.results.append(result)
+        pooling = TemporalPooling(
+            self.settings.pooling, stream=stream_id_of(path), period_seconds=None
+        )
+        progress.begin(result.path)
+        try:
+            with self.opened.reading(path):
+                self._score_frames(path, result, pooling, writer, progress)
+        except (SourceError, ConfigError) as exc:  # the latter: a crop outside of this picture
+            self._fail(result, exc, writer)
+        except KeyboardInterrupt:
+            result.error = "interrupted"
+            raise
+        finally:
+            if result.num_frames:
+                result.pooled = pooling.session().pool
+        progress.ended()
+
+    def _score_frames(
+        self,
+        path: str,
+        result: InputResult,
+        pooling: TemporalPooling,
+        writer: RowWriter,
+        progress: _Progress,
+    ) -> None:
+        from dgiqa_stream.inputs import refuse_folder
+        from dgiqa_stream.pipeline import score_frames
+
+        refuse_folder(path)
+        frames = score_frames(
+            path, self.opened.scorer, config=self.settings, on_open=progress.opened
+        )
+        with contextlib.closing(frames):
+            for scored in frames:
+                writer.frame(result.path, scored)
+                pooling.add(scored)
+                result.num_frames += 1
+                progress.scored(scored.info.pts_seconds)
+        if not result.num_frames:
+            raise SourceUnsupported(f"{result.path}: no frame to score in the chosen range")
+
+    def _fail(self, result: InputResult, exc: SourceError | ConfigError, writer: RowWriter) -> None:
+        """Tell an input's error, and give it a row if it has none."""
+        result.error = self.wording(str(exc))
+        named = result.path in result.error
+        shared.complain(result.error if named else f"{result.path}: {result.error}")
+        if isinstance(exc, ConfigError):
+            self.codes.add(shared.USAGE)
+        if not result.num_frames:
+            writer.failed(result.path, result.error)
+
+
+@contextlib.contextmanager
+def _opened(output: str) -> Iterator[TextIO]:
+    """The file to write, emptied now, or standard output."""
+    from dgiqa_stream.cli._rows import open_output
+
+    out = open_output(output)
+    try:
+        yield out
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        where = "standard output" if output == "-" else output
+        raise SinkError(
+            f"cannot write {where}: {exc.strerror}; make room or choose another -o"
+        ) from exc
+    finally:
+        if out is not sys.stdout:
+            with contextlib.suppress(OSError):  # told above
+                out.close()
+
+
+def _verdict(results: list[InputResult], fail_under: float | None, quiet: bool) -> set[int]:
+    """The exit codes that apply, and the summary lines."""
+    codes: set[int] = set()
+    for result in results:
+        mean = result.mean
+        if mean is not None and not quiet:
+            low = result.pooled.get("low5")
+            worst = "" if result.num_frames == 1 or low is None else f"  worst 5 % {low:.1f}"
+            shared.say(
+                f"{result.path}: {mean:.1f}{worst}  ({shared.counted(result.num_frames, 'frame')})"
+            )
+        if mean is not None and fail_under is not None and mean < fail_under:
+            shared.say(f"{result.path}: mean {mean:.2f} is below --fail-under {fail_under:g}")
+            codes.add(shared.BELOW)
+    if not any(r.num_frames for r in results):
+        codes.add(shared.NOTHING)
+    elif any(r.error for r in results):
+        codes.add(shared.PARTIAL)
+    return codes
+
+
+class _Progress:
+    """A bar with an estimate on a terminal; nothing elsewhere."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar, self._task = bar, None
+        self._first: float | None = None
+
+    def begin(self, path: str) -> None:
+        if self._bar is not None:
+            self._first = None
+            self._task = self._bar.add_task(path, total=None)
+
+    def opened(self, info: Any) -> None:
+        if self._bar is not None and info.duration_seconds:
+            self._bar.update(self._task, total=info.duration_seconds)
+
+    def scored(self, pts_seconds: float) -> None:
+        if self._bar is not None:
+            self._first = pts_seconds if self._first is None else self._first
+            self._bar.update(self._task, completed=pts_seconds - self._first)
+
+    def ended(self) -> None:
+        if self._bar is not None:
+            self._bar.remove_task(self._task)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[_Progress]:
+    if quiet or not sys.stderr.isatty():
+        yield _Progress(None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:.1f} s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # the data go there, not above the bar
+    ) as bar:
+        yield _Progress(bar)
