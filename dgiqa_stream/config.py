@@ -146,7 +146,7 @@ class PoolingSettings(_Settings, frozen=True):
         """Refuse names that no pooler has."""
         for name in self.poolers:
             if name not in POOLER_NAMES:
-                near = difflib.get_close_matches(name, POOLER_NAMES, 1)
+                near = difflib.get_close_matches(name.lower(), POOLER_NAMES, 1, cutoff=0.5)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(POOLER_NAMES)}"
                 raise ValueError(f"poolers = {name!r} is unknown; {hint}")
 

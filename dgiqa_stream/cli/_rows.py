@@ -15,8 +15,9 @@ from dgiqa_stream.versions import package_version
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from dgiqa_stream.config import PoolingSettings
     from dgiqa_stream.manifest import ModelManifest
-    from dgiqa_stream.types import FrameScore
+    from dgiqa_stream.types import FrameScore, WindowScore
 
 STILL_COLUMNS = ("path", "score")
 VIDEO_COLUMNS = (
@@ -41,7 +42,23 @@ class InputResult:
     path: str
     num_frames: int = 0
     pooled: Mapping[str, float | None] = field(default_factory=dict)
+    headline: str = ""
+    """Name of the pooled value to look at first; empty where nothing was pooled."""
+    coverage: float = 0.0
+    """Share of the input's time, 0..1, that scored frames account for."""
     error: str | None = None
+
+    def take(self, session: WindowScore) -> None:
+        """Keep what all frames pool to."""
+        self.pooled, self.headline = session.pool, session.headline
+        self.coverage = session.coverage
+
+    def beside_the_mean(self) -> str:
+        """The headline and the worst 5 %, for people; empty for a picture."""
+        shown = ((self.headline, self.headline), ("worst 5 %", "low5"))
+        values = [(label, self.pooled.get(name)) for label, name in shown]
+        told = "".join(f"  {label} {value:.1f}" for label, value in values if value is not None)
+        return told if self.num_frames > 1 else ""
 
     @property
     def mean(self) -> float | None:
@@ -133,6 +150,36 @@ class NdjsonRows:
         self._out.flush()
 
 
+class PooledRows:
+    """One row per input: what its frames pool to, weighted by time; empty where it failed."""
+
+    def __init__(self, out: TextIO, settings: PoolingSettings) -> None:
+        """Write the header."""
+        from dgiqa_stream.pooling import pooler_names
+
+        self._out, self._names = out, pooler_names(settings)
+        self._writer = csv.writer(out, lineterminator="\n")
+        self._writer.writerow(["path", "num_frames", "coverage", "headline", *self._names])
+        self._out.flush()
+
+    def frame(self, path: str, score: FrameScore) -> None:
+        """Frames are pooled elsewhere."""
+
+    def failed(self, path: str, error: str) -> None:
+        """Failures have their row at the end, as all inputs have."""
+
+    def finish(self, results: list[InputResult], *, interrupted: bool) -> None:
+        """Write the rows."""
+        for result in results:
+            pooled = _rounded(result.pooled)
+            values = [pooled.get(name) for name in self._names]
+            coverage = round(result.coverage, _DIGITS)
+            self._writer.writerow(
+                [result.path, result.num_frames, coverage, result.headline, *values]
+            )
+        self._out.flush()
+
+
 class JsonDocument:
     """VMAF's shape: ``frames[]`` with ``metrics``, ``pooled_metrics``; plus ``inputs[]``."""
 
@@ -167,13 +214,15 @@ class JsonDocument:
                 "complete": not interrupted,
                 "stopped_by": "interrupt" if interrupted else None,
                 "frames": self._frames,
-                "pooled_metrics": {"dgiqa": _rounded(pool_frames(self._scores))},
+                "pooled_metrics": {"dgiqa": self._pooled(results)},
                 "aggregate_metrics": {},
                 "inputs": [
                     {
                         "path": r.path,
                         "num_frames": r.num_frames,
                         "pooled": _rounded(r.pooled),
+                        "headline": r.headline,
+                        "coverage": round(r.coverage, _DIGITS),
                         "error": r.error,
                     }
                     for r in results
@@ -185,6 +234,14 @@ class JsonDocument:
         )
         self._out.write("\n")
         self._out.flush()
+
+    def _pooled(self, results: list[InputResult]) -> dict[str, float | None]:
+        """VMAF's four, of the frames; of a single input also what else it pools to, by time.
+
+        Several inputs have no common time: each has its own under ``inputs``.
+        """
+        other = results[0].pooled if len(results) == 1 else {}
+        return _rounded({**other, **pool_frames(self._scores)})
 
 
 def pool_frames(scores: list[float]) -> dict[str, float | None]:

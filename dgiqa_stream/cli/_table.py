@@ -14,6 +14,9 @@ _REDRAW_SECONDS = 0.25
 _LINE_SECONDS = 5.0
 _WORDS = ((80.0, "excellent"), (60.0, "good"), (40.0, "fair"), (20.0, "poor"), (0.0, "bad"))
 _BAR = 20
+_HEADINGS = (
+    "stream", "state", "time", "score", "", "ewma", "worst 5 %", "session", "fps", "lost",
+)  # fmt: skip
 
 
 def word_for(score: float) -> str:
@@ -28,6 +31,8 @@ class _Row:
     score: float | None = None
     ewma: float | None = None
     low5: float | None = None
+    session: float | None = None
+    """The headline of the whole session, once it has ended."""
     fps: float | None = None
     dropped: int = 0
     is_opened: bool = False
@@ -79,6 +84,9 @@ class LiveTable:
             elif isinstance(message, wire.WindowMessage):
                 if message.window.len_s >= 10 or row.ewma is None:
                     row.ewma, row.low5 = message.pool.get("ewma"), message.pool.get("low5")
+            elif isinstance(message, wire.FinalMessage):
+                row.session = message.score
+                row.low5 = message.pool.get("low5", row.low5)
             elif isinstance(message, wire.StatusMessage):
                 row.state, row.fps = message.state, message.fps_scored
             elif isinstance(message, wire.MetaMessage):
@@ -111,7 +119,7 @@ class LiveTable:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for heading in ("stream", "state", "time", "score", "", "ewma", "worst 5 %", "fps", "lost"):
+        for heading in _HEADINGS:
             table.add_column(heading, justify="left" if heading in ("stream", "state") else "right")
         with self._lock:
             rows = list(self._rows.items())
@@ -127,6 +135,7 @@ class LiveTable:
                 bar,
                 _number(row.ewma),
                 _number(row.low5),
+                _number(row.session),
                 _number(row.fps),
                 str(row.dropped),
             )
@@ -141,5 +150,7 @@ def _as_line(row: _Row) -> str:
     word = "" if row.score is None else f" ({word_for(row.score)})"
     return (
         f"{row.state}, {_number(row.time_seconds, ' s')}: score {_number(row.score)}{word}, "
-        f"ewma {_number(row.ewma)}, worst 5 % {_number(row.low5)}, {row.dropped} lost"
+        f"ewma {_number(row.ewma)}, worst 5 % {_number(row.low5)}, "
+        + ("" if row.session is None else f"session {_number(row.session)}, ")
+        + f"{row.dropped} lost"
     )

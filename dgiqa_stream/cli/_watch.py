@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.cli._pool import Pools, names_of
 from dgiqa_stream.cli._settings import Wording, settle
 from dgiqa_stream.cli._table import LiveTable
 from dgiqa_stream.errors import ConfigError, DgiqaError
@@ -63,6 +64,7 @@ def watch(
     stream_option: shared.StreamOptions = None,
     open_timeout: shared.OpenTimeout = None,
     read_timeout: shared.ReadTimeout = None,
+    pool: Pools = None,
     model: Annotated[str | None, typer.Option("--model", "-m", envvar="DGIQA_MODEL")] = None,
     device: Annotated[str | None, typer.Option(envvar="DGIQA_DEVICE")] = None,
     threads: Annotated[int | None, typer.Option(envvar="DGIQA_THREADS", min=1, max=256)] = None,
@@ -98,6 +100,7 @@ def watch(
             "sampler.every": ("--every", every),
             "picture.crop": ("--crop", crop),
             "picture.letterbox": ("--letterbox", letterbox),
+            "pooling.poolers": ("--pool", names_of(pool)),
             "model.name": ("--model", model),
             "model.device": ("--device", device),
             "model.threads": ("--threads", threads),

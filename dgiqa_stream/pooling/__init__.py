@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from dgiqa_stream.pooling._holds import Holds, Pooler
 from dgiqa_stream.pooling._windows import TemporalPooling
-from dgiqa_stream.pooling.poolers import POOLERS
+from dgiqa_stream.pooling.poolers import POOLERS, pooler_names
 
-__all__ = ["POOLERS", "Holds", "Pooler", "TemporalPooling"]
+__all__ = ["POOLERS", "Holds", "Pooler", "TemporalPooling", "pooler_names"]

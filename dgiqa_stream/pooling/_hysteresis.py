@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _NUM_CELLS = 20  # how finely the hysteresis sees its memory
 _ABSENT = 1e3  # above every score: sorts last and meets weight 0
 _ZERO = np.zeros(1)
+_NOTHING = np.full(_NUM_CELLS - 1, _ABSENT)
 _MAX_CELLS = 4096  # taken at once; a hold may be as long as a user likes
 
 
@@ -46,10 +47,11 @@ class Hysteresis:
     """
 
     def __init__(self, tau_seconds: float, alpha: float, *, num_cells: int = _NUM_CELLS) -> None:
+        """``num_cells``: N, at most 20."""
         self._alpha, self._span = alpha, num_cells
         self._cell_seconds = tau_seconds / num_cells
         self._weights = _WEIGHTS if num_cells == _NUM_CELLS else _falling_half_gaussians(num_cells)
-        self._nothing = np.full(num_cells - 1, _ABSENT)
+        self._nothing = _NOTHING[: num_cells - 1]
         self._causal, self._exact, self._seconds = 0.0, 0.0, 0.0  # of runs that have ended
         self._begin_run(-math.inf)
 

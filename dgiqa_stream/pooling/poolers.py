@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -115,10 +116,16 @@ ALWAYS = ("mean", "low5", "ewma", "hysteresis")
 """Pooled whatever is chosen: the headlines, what must stand beside them, and the baseline."""
 
 
+@lru_cache(maxsize=32)  # windows ask at every hop
 def chosen(settings: PoolingSettings) -> Mapping[str, PoolerKind]:
     """The kinds that the settings ask for and those that always come, in the table's order."""
     names = {*settings.poolers, *ALWAYS} if settings.poolers else set(POOLERS)
     return {name: kind for name, kind in POOLERS.items() if name in names}
+
+
+def pooler_names(settings: PoolingSettings) -> tuple[str, ...]:
+    """Names of the values that these settings pool to, in the order of messages."""
+    return tuple(chosen(settings))
 
 
 class PoolerSet:
@@ -127,7 +134,10 @@ class PoolerSet:
     def __init__(self, settings: PoolingSettings) -> None:
         self._settings = settings
         self._kinds = chosen(settings)
-        self._summaries = {make: make(settings) for make in _makers(self._kinds)}
+        self._summaries: dict[Callable[[PoolingSettings], Summary], Summary] = {}
+        for kind in self._kinds.values():
+            if kind.summary not in self._summaries:
+                self._summaries[kind.summary] = kind.summary(settings)
 
     def add(self, holds: Holds) -> None:
         """Take the next holds."""
@@ -151,7 +161,3 @@ class PoolerSet:
         """What changes these values, by the name of the setting."""
         names = dict.fromkeys(name for kind in self._kinds.values() for name in kind.parameters)
         return {name: float(getattr(self._settings, name)) for name in names}
-
-
-def _makers(kinds: Mapping[str, PoolerKind]) -> dict[Callable[[PoolingSettings], Summary], None]:
-    return dict.fromkeys(kind.summary for kind in kinds.values())
