@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from distill.models.glint import NUM_BLOCKS, ProgressiveIntegration
 from distill.models.qfm import QfmRegulariser
 from distill.models.student import CHANNELS
 from distill.models.teacher import Dgiqa, TeacherSpec
+from distill.optimising import learning_rate_share
 from distill.teaching_model import weighted_plcc_loss
-from distill.trainer import learning_rate_share
 
 STAGE_CHANNELS = [CHANNELS[j] for j in STAGES]
 LATE_CHANNELS = [CHANNELS[j] for j in LATE]
@@ -60,14 +60,16 @@ class Look:
         return self.stages()[:, -STAGE_CHANNELS[-1] :].mean((2, 3))
 
 
-class Pooling(Protocol):
+class Pooling(nn.Module):
     """A network with pooled features and a head."""
 
     def pooled(self, look: Look) -> Tensor:
         """(B, D)."""
+        raise NotImplementedError
 
     def head(self, pooled: Tensor) -> Tensor:
         """(B, D) to logits (B,)."""
+        raise NotImplementedError
 
 
 class _Split(nn.Module):
@@ -77,7 +79,7 @@ class _Split(nn.Module):
         return list(maps.split(STAGE_CHANNELS, 1))
 
 
-class DepthCar(nn.Module):
+class DepthCar(Pooling):
     """DGIQA's bridges, cross-attention, refinement and head, with depth of a kind.
 
     ``constant`` is what the network sees of a map of zeros, ``picture`` asks with the picture
@@ -105,7 +107,7 @@ class DepthCar(nn.Module):
         return self.dgiqa.fc(pooled).squeeze(1)
 
 
-class PlainHead(nn.Module):
+class PlainHead(Pooling):
     """Means over space of all stages, one hidden layer."""
 
     def __init__(self, hidden: int = 256) -> None:
@@ -124,7 +126,7 @@ class PlainHead(nn.Module):
         return self.quality(x).squeeze(1)
 
 
-class Integration(nn.Module):
+class Integration(Pooling):
     """Local maps and four late ones to one: progressively (GlintIQA's order) or side by side.
 
     The four last bottlenecks stand where the blocks of a ViT would.
@@ -197,7 +199,7 @@ class Fitted:
 
 
 def fit(
-    make: Callable[[], nn.Module],
+    make: Callable[[], Pooling],
     seen: Seen,
     targets: Targets,
     settings: Settings,
@@ -233,7 +235,7 @@ def fit(
 
 
 def _loss(
-    net: nn.Module,
+    net: Pooling,
     seen: Seen,
     targets: Targets,
     chosen: Tensor,

@@ -30,6 +30,7 @@ from distill.ablation_nets import (
     Integration,
     Noise,
     PlainHead,
+    Pooling,
     Targets,
     agreement,
     all_targets,
@@ -53,7 +54,7 @@ _SIZES = Settings(Path(), Path(), Path())
 def depth(train: Seen, validation: Seen, settings: Settings) -> Comparison:
     """DGIQA's fusion with depth, with a constant map, with the picture asking itself; no fusion."""
     nothing = depth_of_nothing(settings)
-    variants: dict[str, Callable[[], torch.nn.Module]] = {
+    variants: dict[str, Callable[[], Pooling]] = {
         "depth": lambda: DepthCar("map", nothing),
         "constant depth": lambda: DepthCar("constant", nothing),
         "picture asks itself": lambda: DepthCar("picture", nothing),
@@ -67,7 +68,7 @@ def integration(train: Seen, validation: Seen, settings: Settings) -> Comparison
 
     No weights of a ViT are at hand: the last four bottlenecks stand where its blocks would.
     """
-    variants: dict[str, Callable[[], torch.nn.Module]] = {
+    variants: dict[str, Callable[[], Pooling]] = {
         "progressive": lambda: Integration("progressive"),
         "concatenated": lambda: Integration("concatenated"),
         "local maps alone": lambda: Integration("local"),
@@ -177,7 +178,7 @@ def expansion(train: Seen, validation: Seen, settings: Settings) -> Comparison:
 
 
 def _compare(
-    variants: Mapping[str, Callable[[], torch.nn.Module]],
+    variants: Mapping[str, Callable[[], Pooling]],
     train: Seen,
     validation: Seen,
     settings: Settings,

@@ -5,6 +5,7 @@ On a CPU that is bit for bit; on a GPU some of torch's gradients are sums in no 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from distill.data.loader import read_ahead
 from distill.data.shards import write_json
 from distill.models.official import Teacher, save_teacher
 from distill.models.qfm import QfmRegulariser
+from distill.optimising import learning_rate_share
+from distill.run_folder import CHECKPOINT, LOG, VALIDATION, RunFolder
 from distill.say import say
 from distill.teacher_score import GridProtocol, score_picture, torch_device
 from distill.teaching_data import CropLoader, Crops, PictureSet
@@ -35,11 +38,8 @@ from distill.teaching_model import (
     set_training_,
 )
 from distill.teaching_recipe import DgiqaModel, TeacherRecipe
-from distill.teaching_run import digest_of, forget_after, log_row, save_state
-from distill.trainer import learning_rate_share
 
-CHECKPOINT, TEACHER, RESULT = "checkpoint.pt", "teacher.safetensors", "teacher.json"
-LOG, VALIDATION = "log.csv", "validation.csv"
+TEACHER, RESULT = "teacher.safetensors", "teacher.json"
 LOG_EVERY = 10
 
 
@@ -84,8 +84,9 @@ def teach(
     is_dgiqa = isinstance(recipe.model, DgiqaModel)
     if is_dgiqa and depth is None:
         raise ConfigError("DGIQA learns with depth maps: give a depth provider")
-    run.mkdir(parents=True, exist_ok=True)
-    fit = _Teaching(recipe, pictures, run, depth if is_dgiqa else None, num_steps, workers)
+    fit = _Teaching(
+        recipe, pictures, RunFolder(run), depth if is_dgiqa else None, num_steps, workers
+    )
     try:
         fit.begin(torch_device(device), backbone, vit)
         return fit.run()
@@ -100,12 +101,13 @@ class _Teaching:
         self,
         recipe: TeacherRecipe,
         pictures: PictureSet,
-        folder: Path,
+        files: RunFolder,
         depth: DepthProvider | None,
         num_steps: int | None,
         workers: int,
     ) -> None:
-        self.recipe, self.config, self.folder = recipe, recipe.train, folder
+        self.recipe, self.config = recipe, recipe.train
+        self.files, self.folder = files, files.folder
         self.pictures, self.depth = pictures, depth
         judged = [i for i, p in enumerate(pictures.pictures) if p.split == "validation"]
         self.judged = judged[: self.config.num_evaluated]
@@ -136,17 +138,18 @@ class _Teaching:
         self.qfm: tuple[QfmRegulariser, Semantics] | None = None
         if self.recipe.qfm.is_on:
             self.qfm = make_regulariser(self.model, self.recipe.qfm), Semantics(self.model)
-        if (self.folder / CHECKPOINT).is_file():
+        if self.files.has_checkpoint():
             self._restore()
 
     def _identity(self) -> str:
         """What must be the same for a run to go on."""
         labels = [(p.name, p.split, p.quality, p.weight) for p in self.pictures.pictures]
         depth = self.depth.identity if self.depth else ""
-        return digest_of([msgspec.to_builtins(self.recipe), self.num_steps, depth, labels])
+        about = [msgspec.to_builtins(self.recipe), self.num_steps, depth, labels]
+        return hashlib.sha256(msgspec.json.encode(about)).hexdigest()
 
     def _restore(self) -> None:
-        state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location=self.device)
+        state = self.files.load_checkpoint()
         if state["identity"] != self._identity():
             raise ConfigError(
                 f"{self.folder} was begun with another recipe, depth, number of steps or other "
@@ -167,19 +170,18 @@ class _Teaching:
             "step": step,
             "best": self.best,
         }
-        save_state(state, self.folder / CHECKPOINT)
+        self.files.save(state, CHECKPOINT)
 
     def run(self) -> Taught:
         """Every step that is left."""
-        for name in (LOG, VALIDATION):
-            forget_after(self.folder / name, self.first)
+        self.files.forget_after(self.first)
         began = time.monotonic()
         for step, batches in enumerate(self._batches(), self.first):
             values = self._step(step, batches)
             done = step + 1
             is_last = done == self.num_steps
             if done % LOG_EVERY == 0 or is_last:
-                log_row(self.folder / LOG, {"step": done, **values})
+                self.files.log(LOG, {"step": done, **values})
                 pace = (time.monotonic() - began) / (done - self.first)
                 say(f"step {done}/{self.num_steps}  loss {values['loss']:.4f}  {pace:.2f} s a step")
             if done % self.validate_every == 0 or is_last:
@@ -228,7 +230,7 @@ class _Teaching:
 
     def _validate(self, done: int) -> None:
         found = self.agreement(self.averaged.model)
-        log_row(self.folder / VALIDATION, {"step": done, **found})
+        self.files.log(VALIDATION, {"step": done, **found})
         say(f"step {done}: validation SRCC {found['srcc']:.4f}, PLCC {found['plcc']:.4f}")
         # not a number where all scores are one
         best = {name: v if math.isfinite(v) else -1.0 for name, v in found.items()}

@@ -134,11 +134,11 @@ class AveragedTeacher:
         for name, mine in self.model.named_parameters():
             if theirs[name].requires_grad:
                 mine.lerp_(theirs[name], 1 - decay)
-        for mine, other in zip(self.model.buffers(), teacher.buffers(), strict=True):
-            if mine.dtype.is_floating_point:
-                mine.lerp_(other, 1 - decay)
+        for averaged, other in zip(self.model.buffers(), teacher.buffers(), strict=True):
+            if averaged.dtype.is_floating_point:
+                averaged.lerp_(other, 1 - decay)
             else:
-                mine.copy_(other)
+                averaged.copy_(other)
 
 
 class Semantics:

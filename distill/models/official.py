@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -110,8 +110,9 @@ def open_teacher(path: Path, *, backbone: str | None = None) -> LoadedTeacher:
         )
     if backbone not in (None, about.backbone):
         raise ConfigError(f"{path.name} is of backbone {about.backbone}, not {backbone}")
-    model = _fitted(about.build(), _read_tensors(path), path)
-    return LoadedTeacher(model, about.version, _sha256(path), path.stat().st_size)
+    built = about.build()
+    _fill_(built, _read_tensors(path), path)
+    return LoadedTeacher(built.eval(), about.version, _sha256(path), path.stat().st_size)
 
 
 def load_official(path: Path, *, backbone: str = SWIN) -> Dgiqa:
@@ -124,8 +125,8 @@ def load_official(path: Path, *, backbone: str = SWIN) -> Dgiqa:
     beside = path.with_suffix(".safetensors")
     about = read_about(beside) if beside.is_file() else None
     if about is not None and about.backbone == backbone and source.is_that_of(about, beside):
-        return _fitted(Dgiqa(about.spec), _read_tensors(beside), beside)
-    model = _fitted(Dgiqa(TeacherSpec(backbone)), _read_pickle(path), path)
+        return _fitted(about.spec, _read_tensors(beside), beside)
+    model = _fitted(TeacherSpec(backbone), _read_pickle(path), path)
     if beside.is_file() and about is None:
         say(f"{beside.name} is not a conversion of {path.name}: left as it is")
         return model
@@ -149,7 +150,7 @@ def convert_official(
         raise ConfigError(f"output {target} must be another file, named .safetensors")
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}: give a published .pth")
-    model = _fitted(Dgiqa(TeacherSpec(backbone)), _read_pickle(path), path)
+    model = _fitted(TeacherSpec(backbone), _read_pickle(path), path)
     try:
         save_teacher(model, target, version=version, source=path)
     except OSError as exc:
@@ -164,20 +165,16 @@ def save_teacher(
     ``depth`` is the identity of the provider that its depth maps came from in training.
     """
     save_file = _safetensors().torch.save_file
-    is_dgiqa = isinstance(model, Dgiqa)
     about = TeacherAbout(
         schema=SCHEMA,
         backbone=_backbone_of(model),
-        bridge_channels=model.spec.bridge_channels if is_dgiqa else (),
-        num_heads=model.spec.num_heads if is_dgiqa else 0,
-        pooled_channels=model.spec.pooled_channels if is_dgiqa else model.wide.width,
+        **_shape_of(model),
         version=version,
         made_by=f"dgiqa-stream {package_version()}",
         source_name=source.name if source else "",
         source_bytes=source.stat().st_size if source else 0,
         source_sha256=_sha256(source) if source else "",
         depth=depth,
-        glint=None if is_dgiqa else replace(model.config, pretrained=False),
     )
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,15 +286,32 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _shape_of(model: Teacher) -> dict[str, Any]:
+    """The fields of :class:`TeacherAbout` that say the architecture."""
+    if isinstance(model, GlintIQA):
+        width, config = model.wide.width, replace(model.config, pretrained=False)
+        return {"bridge_channels": (), "num_heads": 0, "pooled_channels": width, "glint": config}
+    spec = model.spec
+    return {
+        "bridge_channels": spec.bridge_channels,
+        "num_heads": spec.num_heads,
+        "pooled_channels": spec.pooled_channels,
+    }
+
+
 def _backbone_of(model: Teacher) -> str:
     return model.spec.backbone if isinstance(model, Dgiqa) else model.config.name
 
 
-Fitted = TypeVar("Fitted", Dgiqa, GlintIQA)
+def _fitted(spec: TeacherSpec, tensors: dict[str, Tensor], path: Path) -> Dgiqa:
+    """A DGIQA with these weights, in evaluation mode; raises as :func:`_fill_`."""
+    model = Dgiqa(spec)
+    _fill_(model, tensors, path)
+    return model.eval()
 
 
-def _fitted(model: Fitted, tensors: dict[str, Tensor], path: Path) -> Fitted:
-    """A teacher with these weights; raises :class:`ModelError` where they are not its own."""
+def _fill_(model: Teacher, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load weights; raises :class:`ModelError` where they are not the model's own."""
     wanted = model.state_dict()
     problems = [
         _listed("missing", wanted.keys() - tensors.keys()),
@@ -318,7 +332,6 @@ def _fitted(model: Fitted, tensors: dict[str, Tensor], path: Path) -> Fitted:
             "backbone it was trained with (--backbone)"
         )
     model.load_state_dict(tensors)
-    return model.eval()
 
 
 def _listed(what: str, keys: Iterable[str]) -> str:
