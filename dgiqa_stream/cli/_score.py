@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.cli._pool import Pools, names_of
 from dgiqa_stream.cli.scoring import Format, OpenedScorer, ScoreRequest, score_inputs, told
 from dgiqa_stream.errors import ConfigError
 
@@ -32,6 +33,7 @@ def score(
     fail_under: Annotated[
         float | None, typer.Option(help="Exit with 1 where an input's mean is lower.")
     ] = None,
+    pool: Pools = None,
     model: shared.Model = "student",
     device: shared.Device = "auto",
     threads: shared.Threads = 1,
@@ -62,6 +64,7 @@ def score(
             "overload.policy": ("", "wait"),
             "picture.crop": ("--crop", crop),
             "picture.letterbox": ("--letterbox", letterbox),
+            "pooling.poolers": ("--pool", names_of(pool)),
             "model.name": ("--model", model),
             "model.device": ("--device", device),
             "model.threads": ("--threads", threads),

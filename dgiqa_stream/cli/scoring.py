@@ -34,6 +34,8 @@ class Format(StrEnum):
     CSV = "csv"
     NDJSON = "ndjson"
     JSON = "json"
+    POOLED = "pooled"
+    """CSV with one row per input: what its frames pool to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +137,25 @@ class _Run:
         if self.request.format is Format.JSON:
             model = self.opened.scorer.manifest
             return rows.JsonDocument(out, model=model, settings=dict(self.opened.settings))
+        if self.request.format is Format.POOLED:
+            return rows.PooledRows(out, self.settings.pooling)
         stills_only = all(is_still_path(path) or is_folder(path) for path in self.inputs)
         kind = rows.CsvRows if self.request.format is Format.CSV else rows.NdjsonRows
         return kind(out, stills_only=stills_only)
 
     def _score(self, path: str, writer: RowWriter, progress: _Progress) -> None:
         """Score one input into its result; one that fails is named, and the others go on."""
+        import msgspec
+
         from dgiqa_stream.cli._rows import InputResult
         from dgiqa_stream.pooling import TemporalPooling
         from dgiqa_stream.urls import redact, scheme_of, stream_id_of
 
         result = InputResult(path if scheme_of(path) == "file" else redact(path))
         self.results.append(result)
-        pooling = TemporalPooling(
-            self.settings.pooling, stream=stream_id_of(path), period_seconds=None
-        )
+        # the whole input is pooled; nobody reads sliding windows here
+        settings = msgspec.structs.replace(self.settings.pooling, windows_seconds=())
+        pooling = TemporalPooling(settings, stream=stream_id_of(path), period_seconds=None)
         progress.begin(result.path)
         try:
             with self.opened.reading(path):
@@ -161,7 +167,7 @@ class _Run:
             raise
         finally:
             if result.num_frames:
-                result.pooled = pooling.session().pool
+                result.take(pooling.session())
         progress.ended()
 
     def _score_frames(
@@ -227,11 +233,8 @@ def _verdict(results: list[InputResult], fail_under: float | None, quiet: bool) 
     for result in results:
         mean = result.mean
         if mean is not None and not quiet:
-            low = result.pooled.get("low5")
-            worst = "" if result.num_frames == 1 or low is None else f"  worst 5 % {low:.1f}"
-            shared.say(
-                f"{result.path}: {mean:.1f}{worst}  ({shared.counted(result.num_frames, 'frame')})"
-            )
+            frames = shared.counted(result.num_frames, "frame")
+            shared.say(f"{result.path}: {mean:.1f}{result.beside_the_mean()}  ({frames})")
         if mean is not None and fail_under is not None and mean < fail_under:
             shared.say(f"{result.path}: mean {mean:.2f} is below --fail-under {fail_under:g}")
             codes.add(shared.BELOW)
