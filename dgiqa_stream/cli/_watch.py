@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dgiqa_stream.sinks import Sink
 
 _POLL_SECONDS = 0.1
-_LEAVE_SECONDS = 0.8
+_LEAVE_SECONDS = 3.0  # an instant, but on a busy machine: the last words should be heard
 _ANNOUNCE_SECONDS = 0.5
 
 

@@ -20,24 +20,9 @@ from distill.data.picture_datasets import (
     TID_DEGRADATIONS,
 )
 from distill.data.splits import draw_splits
+from made_sets import table, touch
 
 scipy_io = pytest.importorskip("scipy.io")
-
-
-def table(path: Path, head: str, rows: list) -> None:
-    """A CSV file with its head as ``a,b,c``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(head.split(","))
-        writer.writerows(rows)
-
-
-def touch(root: Path, *names: str) -> None:
-    """Empty files: loaders name pictures, they do not open them."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def make_biq2021(root: Path) -> dict[str, float]:

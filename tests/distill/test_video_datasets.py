@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from distill.data.datasets import DATASETS, load_dataset
+from made_sets import table, touch
 
 scipy_io = pytest.importorskip("scipy.io")
 H264 = "_crf_10_ss_00_t_20.0.mp4"
-
-
-def table(path: Path, head: str, rows: list) -> None:
-    """A CSV file with its head as ``a,b,c``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(head.split(","))
-        writer.writerows(rows)
-
-
-def touch(root: Path, *names: str) -> None:
-    """Empty files: loaders name clips, they do not open them."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def make_konvid1k(root: Path) -> dict[str, float]:

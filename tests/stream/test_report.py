@@ -39,6 +39,7 @@ MANIFEST = msgspec.convert(
         "num_parameters": 1,
         "preprocess": {
             "views": [{"name": "whole", "kind": "whole", "height": 64, "width": 64}],
+            "reduction": "halved-bilinear",
         },
         "output": {"name": "raw", "mapping": {"raw": [0.0, 1.0], "score": [0.0, 100.0]}},
         "calibration": "test-1",

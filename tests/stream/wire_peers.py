@@ -31,6 +31,7 @@ from dgiqa_stream.config import PublishSettings, StreamConfig
 from dgiqa_stream.errors import DgiqaError
 from dgiqa_stream.manifest import ModelManifest, OutputSpec, PreprocessSpec, ScoreMapping
 from dgiqa_stream.preprocess import ViewSpec
+from dgiqa_stream.sinks import zeromq
 from dgiqa_stream.sinks.ndjson import NdjsonSink
 from dgiqa_stream.sinks.zeromq import ZeromqSink
 from dgiqa_stream.subscriber import Subscriber
@@ -151,6 +152,7 @@ class _Publisher:
         self.sink.send(factory.final(None, counts={}, duration_seconds=1.0, reason="end_of_stream"))
 
     def end(self, factory: MessageFactory, count: str) -> None:
+        zeromq._FINAL_LINGER_MS = 30_000  # a second is short for a reader on a busy machine
         self.frames(factory, count)
         self.final(factory)
         tell("closing")
