@@ -46,6 +46,21 @@ def test_similarity_is_the_confidence():
     np.testing.assert_allclose(similarity, np.cos(angles), atol=1e-12)
 
 
+def test_several_neighbours_are_averaged():
+    """Of two neighbours the label and the similarity are the means; the first named is nearer."""
+    out = transfer_labels([[3.0, 4.0]], RATED, LABELS, num_neighbours=2)
+    assert out.reference.tolist() == [1]
+    np.testing.assert_allclose(out.labels[0], (LABELS[0] + LABELS[1]) / 2)
+    np.testing.assert_allclose(out.similarity, [(0.8 + 0.6) / 2])
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_neighbours_that_are_not_there_are_refused(number):
+    """Of three references none, or four, cannot be averaged."""
+    with pytest.raises(ValueError, match=f"{number} neighbours among 3"):
+        transfer_labels([[3.0, 4.0]], RATED, LABELS, num_neighbours=number)
+
+
 def test_a_callable_makes_the_features(make_picture):
     """With a feature function pictures are given; the same picture finds itself among others."""
 

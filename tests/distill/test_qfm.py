@@ -119,6 +119,19 @@ def test_without_partners_nothing_is_regularised():
     assert found.insensitivity == 0
 
 
+def test_without_a_gate_the_head_is_what_is_deployed():
+    """Ungated, the logits are the head's own of the features, nothing is learnt beside the head,
+    and noise still moves the predictions.
+    """
+    torch.manual_seed(6)
+    features, head = torch.randn(8, 12), torch.nn.Linear(12, 1)
+    regulariser = QfmRegulariser(12, tolerance=0.5, gated=False)
+    found = regulariser(features, torch.rand(8), lambda f: head(f).squeeze(1))
+    torch.testing.assert_close(found.logits, head(features).squeeze(1))
+    assert list(regulariser.parameters()) == []
+    assert found.insensitivity > 0
+
+
 def test_settings_that_cannot_be_are_refused():
     """A tolerance of 0 would match nobody."""
     with pytest.raises(ValueError, match="tolerance 0"):
