@@ -32,13 +32,11 @@ from quant.correction import (
     regression_lines,
     replace_constant,
 )
+from quant.kernel_ridge import KernelRidge
 
-_CLIPPED_AT = 4.0
-"""Standard deviations beyond which a feature says no more to the teacher."""
 _SMALLEST_QUALITY = 0.02
 _LINEAR_BEYOND = 0.5
 """Logits of error beyond which the loss grows linearly."""
-_PREDICTED_AT_ONCE = 2000
 
 Floats = NDArray[np.float32]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -57,21 +55,28 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernel_width: Positive = 1.5
     """g of the kernel exp(-g d^2 / m), m the median of d^2 between training pictures."""
     ridge: Positive = 0.25
-    width: Count = 256
-    """Hidden units of the head."""
-    num_steps: Count = 6000
+    num_heads: Count = 3
+    """Heads whose mean logit is the answer: each is off by its own draw, their mean by less."""
+    width: Count = 128
+    """Hidden units of each."""
+    num_steps: Count = 2000
     batch: Count = 256
+    """Looks at rated pictures in a step."""
+    ladders_at_once: Annotated[int, msgspec.Meta(ge=0)] = 16
+    """Whole ladders in a step, beside them."""
     rate: Positive = 1e-3
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.01
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.3
     agreement_weight: Annotated[float, msgspec.Meta(ge=0)] = 4.0
     """Weight of the squared difference between the logits of the two precisions."""
+    fall_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.5
+    """Weight of what the pictures of ladders should get, beside 1 for rated ones."""
     ladder_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Weight of the hinge between pictures of one ladder."""
     ladder_margin: Annotated[float, msgspec.Meta(ge=0)] = 0.08
     """Logits by which one level more should lie lower."""
     seed: int = 1
-    version: int = 3
+    version: int = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,44 +122,9 @@ def load_features(path: Path) -> Features:
         return Features(stored["of_float"], stored["of_int8"], labels)
 
 
-class KernelRidge:
-    """Kernel ridge regression with a Gaussian kernel (Saunders et al., ICML 1998, equation 7).
-
-    Features are standardised and clipped first; the mean rating is what far away pictures get.
-    """
-
-    def __init__(self, features: Floats, mos: Floats, *, width: float, ridge: float) -> None:
-        """Fit to features (N, F) and ratings (N,) on 0..1."""
-        self._mean, self._std = features.mean(0), np.maximum(features.std(0), 1e-3)
-        self._known = self._standard(features)
-        squares = self._squared_distances(self._known)
-        self._scale = width / float(np.median(squares))
-        kernel = np.exp(-self._scale * squares).astype(np.float64)
-        kernel[np.diag_indices(len(kernel))] += ridge
-        self._level = float(mos.mean())
-        self._dual = np.linalg.solve(kernel, mos.astype(np.float64) - self._level)
-
-    def _standard(self, features: Floats) -> Floats:
-        return np.clip((features - self._mean) / self._std, -_CLIPPED_AT, _CLIPPED_AT)
-
-    def _squared_distances(self, x: Floats) -> Floats:
-        lengths = (self._known**2).sum(1)
-        found: Floats = (x**2).sum(1)[:, None] + lengths[None] - 2 * x @ self._known.T
-        return np.maximum(found, 0)
-
-    def __call__(self, features: Floats) -> NDArray[np.float64]:
-        """Quality (M,) of features (M, F)."""
-        found = []
-        for first in range(0, len(features), _PREDICTED_AT_ONCE):
-            x = self._standard(features[first : first + _PREDICTED_AT_ONCE])
-            kernel = np.exp(-self._scale * self._squared_distances(x))
-            found.append(kernel @ self._dual + self._level)
-        return np.concatenate(found)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """Two layers: weight (width, F) and bias (width,), then weight (1, width) and bias (1,)."""
+    """Two layers: weight (W, F) and bias (W,), then weight (1, W) and bias (1,)."""
 
     hidden_weight: NDArray[np.float64]
     hidden_bias: NDArray[np.float64]
@@ -167,6 +137,32 @@ class Head:
         return (hidden @ self.quality_weight.T + self.quality_bias)[:, 0]
 
 
+def distil_heads(
+    of_float: Floats,
+    of_int8: Floats,
+    logits: NDArray[np.float64],
+    labels: Labels,
+    config: HeadConfig,
+) -> Head:
+    """The mean of ``config.num_heads`` heads of :func:`distil_head`, as one head."""
+    heads = [
+        distil_head(
+            of_float,
+            of_int8,
+            logits,
+            labels,
+            msgspec.structs.replace(config, seed=config.seed + i),
+        )
+        for i in range(config.num_heads)
+    ]
+    return Head(
+        np.concatenate([h.hidden_weight for h in heads]),
+        np.concatenate([h.hidden_bias for h in heads]),
+        np.concatenate([h.quality_weight for h in heads], 1) / len(heads),
+        np.mean([h.quality_bias for h in heads], 0),
+    )
+
+
 def distil_head(
     of_float: Floats,
     of_int8: Floats,
@@ -176,42 +172,63 @@ def distil_head(
 ) -> Head:
     """A head that gives ``logits`` (N,) from features (N, F) of either precision.
 
-    Of two pictures of one ladder it gives the worse the lower one: a hinge beside the distillation.
+    A step sees rated looks and whole ladders; of two pictures of one ladder the head gives the
+    worse the lower one: a hinge beside the distillation.
     """
     mean, std = of_float.mean(0), np.maximum(of_float.std(0), 1e-3)
     a, b = (torch.from_numpy((x - mean) / std) for x in (of_float, of_int8))
     wanted = torch.from_numpy(logits.astype(np.float32))
     torch.manual_seed(config.seed)
+    draw = _Draw(labels, config)
     hidden, last = nn.Linear(a.shape[1], config.width), nn.Linear(config.width, 1)
     parameters = [*hidden.parameters(), *last.parameters()]
     optimiser = torch.optim.AdamW(parameters, config.rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.num_steps)
-    better, worse, steps = (torch.from_numpy(x) for x in _ladder_pairs(labels))
-
-    def logit(x: Tensor, kept: Tensor) -> Tensor:
-        return last(F.relu(hidden(x * kept))).squeeze(1)
-
     for _ in range(config.num_steps):
-        chosen = torch.randint(len(a), (config.batch,))
+        chosen, worse_by = draw()
         # one mask for both: what is dropped must not count as disagreement
-        kept = F.dropout(torch.ones_like(a[chosen]), config.dropout)
-        za, zb = (logit(x[chosen], kept) for x in (a, b))
-        target = wanted[chosen]
+        kept = F.dropout(torch.ones(len(chosen), a.shape[1]), config.dropout)
+        za, zb = (last(F.relu(hidden(x[chosen] * kept))).squeeze(1) for x in (a, b))
         loss = config.agreement_weight * (za - zb).square().mean()
         for z in (za, zb):
-            loss = loss + F.smooth_l1_loss(z, target, beta=_LINEAR_BEYOND)
-        if len(better) and config.ladder_weight:
-            pairs = torch.randint(len(better), (config.batch // 2,))
-            kept = F.dropout(torch.ones_like(a[pairs]), config.dropout)
-            for x in (a, b):
-                high, low = (logit(x[side[pairs]], kept) for side in (better, worse))
-                hinge = F.relu(config.ladder_margin * steps[pairs] - (high - low))
-                loss = loss + config.ladder_weight * hinge.mean()
+            loss = loss + _head_loss(z, wanted[chosen], worse_by, config)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
     return _of_raw_features(hidden, last, mean, std)
+
+
+class _Draw:
+    """The looks of a step: rated ones, then whole ladders, and by how many levels each is worse."""
+
+    def __init__(self, labels: Labels, config: HeadConfig) -> None:
+        self.rated = torch.from_numpy(np.flatnonzero(labels.ladder < 0))
+        self.ladders = [torch.from_numpy(m) for m in _ladders(labels) if len(m) > 1]
+        self.level = torch.from_numpy(labels.level)
+        self.num_rated = config.batch
+        self.num_ladders = config.ladders_at_once if self.ladders else 0
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Indices (N,), and for the last M of them, from ladders, (M, M): column less row, or 0."""
+        rated = self.rated[torch.randint(len(self.rated), (self.num_rated,))]
+        picked = torch.randint(max(1, len(self.ladders)), (self.num_ladders,)).tolist()
+        members = [self.ladders[i] for i in picked]
+        steps = [self.level[m][None] - self.level[m][:, None] for m in members]
+        worse_by = torch.block_diag(*steps) if steps else torch.zeros(0, 0)
+        return torch.cat([rated, *members]), worse_by.clamp_min(0).float()
+
+
+def _head_loss(z: Tensor, wanted: Tensor, worse_by: Tensor, config: HeadConfig) -> Tensor:
+    """Distillation of all looks (N,), and the hinge between those of ladders, the last ones."""
+    errors = F.smooth_l1_loss(z, wanted, beta=_LINEAR_BEYOND, reduction="none")
+    loss = errors[: config.batch].mean()
+    if not len(worse_by):
+        return loss
+    of_ladders = z[config.batch :]
+    gap = of_ladders[:, None] - of_ladders[None]  # row less column
+    hinge = F.relu(config.ladder_margin * worse_by - gap)[worse_by > 0].mean()
+    return loss + config.fall_weight * errors[config.batch :].mean() + config.ladder_weight * hinge
 
 
 def _logits(quality: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -251,20 +268,6 @@ def _ladders(labels: Labels) -> Iterator[NDArray[np.int64]]:
         yield np.flatnonzero(labels.ladder == number)
 
 
-def _ladder_pairs(
-    labels: Labels,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Indices of the better and the worse look of each pair of one ladder, and levels between."""
-    better, worse = [], []
-    for members in _ladders(labels):
-        for i in members:
-            for j in members[labels.level[members] > labels.level[i]]:
-                better.append(i)
-                worse.append(j)
-    one, other = np.array(better, np.int64), np.array(worse, np.int64)
-    return one, other, (labels.level[other] - labels.level[one]).astype(np.float32)
-
-
 def _of_raw_features(hidden: nn.Linear, last: nn.Linear, mean: Floats, std: Floats) -> Head:
     """The same function of features that are not standardised."""
 
@@ -301,7 +304,7 @@ def refit_(
         a[as_served], labels.mos[as_served], width=config.kernel_width, ridge=config.ridge
     )
     wanted = _anchored(_logits(teacher(a)), _head_of(reference)(a), labels)
-    head = distil_head(a, b, wanted, labels, config)
+    head = distil_heads(a, b, wanted, labels, config)
     _put(reference, head)
     weight = head.hidden_weight * slope
     bias = head.hidden_bias + head.hidden_weight @ offset

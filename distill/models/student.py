@@ -187,14 +187,9 @@ class Student(nn.Module):
 
     def _mapped(self, whole: Tensor, fragments: Tensor) -> tuple[Tensor, Tensor]:
         """The whole view's map (N, 96, H/16, W/16) and all features (N, features)."""
-        x = torch.cat([whole, fragments], 0)  # (2N, H, W, 3)
-        x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        x = (x.float() - INPUT_MEAN) / INPUT_STD  # (2N, 3, H, W)
-        x, means = self.trunk.shared(x)  # (2N, 96, H/16, W/16), (2N, shared features)
-        of_whole, of_fragments = means.chunk(2)
-        x = x[: len(whole)]  # (N, 96, H/16, W/16)
-        late = self.trunk.late(x)  # (N, late features)
-        return x, torch.cat([of_whole, late, of_fragments], 1)  # (N, features)
+        x, of_whole = self.trunk.shared(_normalised(whole))
+        _, of_fragments = self.trunk.shared(_normalised(fragments))
+        return x, torch.cat([of_whole, self.trunk.late(x), of_fragments], 1)  # (N, features)
 
     def describe(self, whole: Tensor, fragments: Tensor) -> StudentOutput:
         """uint8 (N, H, W, 3) each, RGB: the quality and what led to it."""
@@ -268,7 +263,8 @@ class Deployed(nn.Module):
 
 def _normalised(view: Tensor) -> Tensor:
     """uint8 (N, H, W, 3) to (N, 3, H, W)."""
-    return (view.permute(0, 3, 1, 2).float() - INPUT_MEAN) / INPUT_STD
+    x = view.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    return (x.float() - INPUT_MEAN) / INPUT_STD
 
 
 def load_imagenet_(trunk: Trunk, weights: Path) -> None:

@@ -41,7 +41,6 @@ def test_a_written_recipe_is_the_one_read(recipe, recipe_file):
         ("rated_batch = 4", "rated_batch = 0", "rated_batch"),
         ("smallest_crop = 0.85", "smallest_crop = 1.85", "smallest_crop"),
         ("name = 'fragments'", "name = 'pieces'", "pieces"),
-        ("height = 64", "height = 32", "one size"),
         ("[train]", "[training]", "training"),
         ("[data]", "[data", "line"),
     ],

@@ -12,16 +12,17 @@ onnx = pytest.importorskip("onnx")
 from dgiqa_stream.correlation import srcc  # noqa: E402
 from quant.head import (  # noqa: E402
     HeadConfig,
-    KernelRidge,
     Labels,
     _anchored,
     distil_head,
+    distil_heads,
     features_of,
     head_size,
     load_features,
     refit_,
     save_features,
 )
+from quant.kernel_ridge import KernelRidge  # noqa: E402
 from quant.qat import on_grid, snap_weights_  # noqa: E402
 
 NUM_FEATURES = 40
@@ -82,6 +83,20 @@ def test_the_head_learns_what_the_teacher_says(features):
     logits = np.log(mos[:400] / (1 - mos[:400])).astype(float)
     head = distil_head(of_float[:400], of_float[:400], logits, rated_only(mos[:400]), QUICK)
     assert srcc(head(of_float[400:]), mos[400:]) >= 0.9
+
+
+def test_joined_heads_answer_by_their_mean(features):
+    """Two heads in one answer the mean of both, to float64's rounding, and they do differ."""
+    of_float, of_int8, mos = features
+    given = of_float[:200], of_int8[:200], mos[:200].astype(float), rated_only(mos[:200])
+    quick = msgspec.structs.replace(QUICK, num_steps=40, num_heads=2)
+    each = [
+        distil_head(*given, msgspec.structs.replace(quick, seed=quick.seed + i))(of_float)
+        for i in range(2)
+    ]
+    assert not np.allclose(*each, atol=1e-3)
+    joined = distil_heads(*given, quick)(of_float)
+    np.testing.assert_allclose(joined, np.mean(each, 0), rtol=0, atol=1e-12)
 
 
 def test_the_head_looks_away_from_disturbed_features(features):
@@ -168,7 +183,9 @@ def test_a_graph_takes_a_wider_head(graph, batches, run_graph):
     before = head_size(reference)
     rng = np.random.default_rng(0)
     mos = rng.uniform(0.2, 0.8, len(batches)).astype(np.float32)
-    config = HeadConfig(num_looks=1, width=32, ridge=0.01, num_steps=800, batch=48, dropout=0.0)
+    config = HeadConfig(
+        num_looks=1, num_heads=2, width=16, ridge=0.01, num_steps=800, batch=48, dropout=0.0
+    )
     features = features_of(reference, quantised, iter(batches), rated_only(mos))
     size = refit_(reference, quantised, features, config)
     num_features = (before - 2 * 64 - 1) // 64
