@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from dgiqa_stream.errors import SourceError
 from distill.compute import Compute
 from distill.data.loader import AnyRecord, PictureSet, random_look
 from distill.data.training_data import TrainingData
@@ -13,7 +14,7 @@ from distill.models.student import Student
 from distill.recipe import Recipe
 from distill.validating import mapped
 
-_BATCH = 100
+_BATCH, _FEWEST = 100, 2
 
 
 def fit_head_(
@@ -32,6 +33,10 @@ def fit_head_(
     x = mapped(model.features, pictures, records, recipe.views, compute=where, looks=looks)
     read = x.isfinite().all(1)
     x, targets = x[read], targets[read]
+    if len(x) < _FEWEST:
+        raise SourceError(
+            f"{len(x)} training pictures in {pictures.folder} can be read: make them again"
+        )
     model.feature_mean.copy_(x.mean(0))
     model.feature_std.copy_(x.std(0).clamp_min(1e-3))
     x, targets = x.to(where.device), targets.to(where.device)

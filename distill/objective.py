@@ -210,6 +210,8 @@ def teacher_weights(teacher: TeacherTargets[Tensor], temperature: float) -> tupl
     crops = teacher.crop_scores  # (N, K)
     has_label = ~crops.isnan().any(1)
     weights, scores = crops.new_zeros(len(crops)), crops.new_full((len(crops),), torch.nan)
+    if not has_label.any():
+        return weights, scores
     labels = pseudo_labels(crops[has_label].clamp(0, 1), temperature=temperature)
     weights[has_label], scores[has_label] = labels.weights, labels.quality
     return weights, scores

@@ -202,8 +202,9 @@ class _Fit:
             )
         self.scaler.step(self.optimiser)  # float16: passed over where its range was left
         self.scaler.update()
-        self.schedule.step()
-        self.averaged.update(self.model, step)
+        if is_finite:
+            self.schedule.step()
+            self.averaged.update(self.model, step)
 
     def _note_left_out(self, batch: Batch[Tensor]) -> None:
         for left in batch.left_out:

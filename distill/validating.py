@@ -168,6 +168,11 @@ class Validation:
     def _agreement(self, model: Student, judged: Judged) -> float:
         found = predict(model, judged.pictures, judged.records, self.views, compute=self.compute)
         read = np.isfinite(found)
+        if read.sum() < _FEWEST:
+            raise SourceError(
+                f"{read.sum()} of {len(read)} pictures for validation in "
+                f"{judged.pictures.folder} can be read, {_FEWEST} is the least: make them again"
+            )
         return srcc(found[read], np.array(judged.wanted)[read])
 
 

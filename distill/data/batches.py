@@ -38,9 +38,9 @@ class BatchMaker:
         )
         self._unrated: EpochDraws | None = None
         if unrated and config.unrated_batch:
-            keys = {"order_key": (17,), "look_key": (19,)}
+            size = config.unrated_batch
             self._unrated = EpochDraws(
-                unrated, fragments, batch=config.unrated_batch, **keys, **common
+                unrated, fragments, batch=size, order_key=(17,), look_key=(19,), **common
             )
         groups, levels = config.ladder_groups, config.ladder_levels
         self._ladders: LadderDraws | None = None
@@ -95,9 +95,9 @@ class BatchMaker:
         records = [d.record if ok else None for d, ok in zip(drawn, is_read, strict=True)]
         known = [getattr(r, "pseudo_mos", None) for r in records]
         trust = [getattr(r, "confidence", None) for r in records]
-        batch = Batch(
+        batch: Batch[NDArray[Any]] = Batch(
             views=stack([cut or blank for cut in cuts]),
-            mos=_numbers([r and r.mos for r in records]),
+            mos=_numbers([None if r is None else r.mos for r in records]),
             pseudo_mos=_numbers(known),
             confidence=np.nan_to_num(_numbers(trust)),
             contents=np.array([self._contents[d.record.content] for d in drawn], np.int64),

@@ -19,7 +19,8 @@ from dgiqa_stream.preprocess import ViewSpec
 from distill.data.build import content_split
 from distill.data.degrade import PICTURE_LADDERS
 from distill.data.packed import Record, as_planes_420, write_pack
-from distill.recipe import DataConfig, Recipe, TrainConfig
+from distill.data.shards import Manifest, ShardRecord, ShardWriter, write_json
+from distill.recipe import DataConfig, LossConfig, Recipe, TrainConfig
 
 Rgb = NDArray[np.uint8]
 WEIGHTS = "mobilenetv2_imagenet_bn_fp32.npz"
@@ -143,6 +144,105 @@ def packs(tmp_path_factory) -> Path:
             ladders += ladder_pictures(name, 100 + i, split)
     write_pack(folder / "ladders", ladders, **about)
     return folder
+
+
+def shard_pictures():
+    """Records and pictures: 12 and 4 rated ones, then ladders of blur of 2 and 1 contents."""
+    rng = np.random.default_rng(9)
+    for i in range(16):
+        mos, split = float(rng.uniform()), "train" if i < 12 else "validation"
+        blurred = cv2.GaussianBlur(textured(i), (0, 0), 0.3 + 3 * (1 - mos))
+        yield ShardRecord(f"set/{i}.jpg", f"set/{i}.jpg", split, "set", mos=mos), blurred
+    degrade, num_levels = PICTURE_LADDERS["blur"]
+    for i, split in enumerate(("train", "train", "validation")):
+        content, rgb = f"clean{i}", textured(100 + i)
+        for level in range(num_levels + 1):
+            yield (
+                ShardRecord(
+                    f"{content}/blur/{level}" if level else f"{content}/clean",
+                    content,
+                    split,
+                    "pristine",
+                    pseudo_mos=1 - level / 8,
+                    confidence=0.8,
+                    ladder=f"{content}/blur" if level else "",
+                    degradation="blur" if level else "clean",
+                    level=level,
+                ),
+                degrade(rgb, level, rng) if level else rgb,
+            )
+
+
+@pytest.fixture(scope="session")
+def write_shards() -> Callable[..., Path]:
+    """``write_shards(folder, pictures)``: whole shards of at most 120 kB with their manifest."""
+
+    def write(folder: Path, pictures) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = ShardWriter(folder, "shard-00000", max_bytes=120_000)
+        splits: dict[str, int] = {}
+        for record, rgb in pictures:
+            writer.add(record, rgb)
+            splits[record.split] = splits.get(record.split, 0) + 1
+        writer.flush()
+        about = {"made_by": "test", "settings": {}, "sources": [], "versions": {}}
+        manifest = Manifest(num_pictures=splits, shards=writer.written, left_out=[], **about)
+        write_json(folder / "manifest.json", manifest)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shards(write_shards, tmp_path_factory) -> Path:
+    """Rated pictures and ladders with pseudo-MOS, in several shards."""
+    return write_shards(tmp_path_factory.mktemp("shards") / "s", shard_pictures())
+
+
+@pytest.fixture(scope="session")
+def teacher():
+    """A DGIQA in narrow, of random weights."""
+    torch = pytest.importorskip("torch")
+    from distill.models.official import LoadedTeacher
+    from distill.models.teacher import Dgiqa, TeacherSpec
+
+    torch.manual_seed(6)
+    spec = TeacherSpec("mobilenetv2", (8, 8, 16, 16), 4, 24)
+    return LoadedTeacher(Dgiqa(spec).eval(), "0.0.1", "a" * 64, 1)
+
+
+@pytest.fixture(scope="session")
+def label(teacher) -> Callable[..., Path]:
+    """``label(shards, folder)``: the teacher's labels by two crops, classical depth."""
+    from distill.data.depth import ClassicalDepth
+    from distill.labelling import label_shards
+    from distill.teacher_score import GridProtocol
+
+    def make(shards: Path, folder: Path, *, by=teacher, **options) -> Path:
+        options = {"teacher_name": "t.safetensors", "made_by": "test", **options}
+        label_shards(by, ClassicalDepth(), GridProtocol(1, 2), shards, folder, **options)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def labels(label, shards, tmp_path_factory) -> Path:
+    """The teacher's labels of :func:`shards`."""
+    return label(shards, tmp_path_factory.mktemp("labels"))
+
+
+@pytest.fixture(scope="session")
+def taught_recipe(recipe) -> Recipe:
+    """The recipe with every loss there is."""
+    losses = LossConfig(
+        teacher_score=0.5, fused=0.2, pooled=0.2, attention=0.1, gated=0.1, relation_distance=0.1,
+        relation_similarity=0.1, rank_teacher=0.2, rank_mos=0.2, rank_pseudo_mos=0.2,
+        pseudo_mos=0.3, gated_score=0.1, insensitivity=0.1, contrast=0.1,
+        confidence_temperature=0.05,
+    )  # fmt: skip
+    train = msgspec.structs.replace(recipe.train, unrated_batch=3)
+    return msgspec.structs.replace(recipe, train=train, losses=losses)
 
 
 @pytest.fixture(scope="session")
