@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dgiqa_stream.pooling._holds import INSTANT_SECONDS, Holds
+from dgiqa_stream.pooling._holds import INSTANT_SECONDS, Holds, total
 
 if TYPE_CHECKING:
     from dgiqa_stream.pooling._holds import Array
@@ -72,10 +72,9 @@ class Hysteresis:
 
     def add(self, holds: Holds) -> None:
         """Take the next holds."""
-        gaps = holds.begin_seconds[1:] - holds.end_seconds[:-1] > INSTANT_SECONDS
-        edges = [0, *(gaps.nonzero()[0] + 1).tolist(), len(holds)]
-        for first, last in itertools.pairwise(edges):
-            run = holds if last - first == len(holds) else holds[first:last]
+        gaps = (holds.begin_seconds[1:] - holds.end_seconds[:-1] > INSTANT_SECONDS).nonzero()[0]
+        for first, last in itertools.pairwise([0, *(gaps + 1).tolist(), len(holds)]):
+            run = holds[first:last] if len(gaps) else holds
             if run.begin_seconds[0] - self._end > INSTANT_SECONDS:
                 self.forget()
                 self._begin_run(float(run.begin_seconds[0]))
@@ -107,9 +106,9 @@ class Hysteresis:
         if not self._num_cells:
             self._first_cell = float(cells[0])
         self._last_lowest = float(lowest[-1])
-        self._sum_lowest += float(lowest.sum())
-        self._sum_softer += float(softer.sum())
-        self._sum_full += float(softer[max(0, self._span - 1 - self._num_cells) :].sum())
+        self._sum_lowest += float(total(lowest))
+        self._sum_softer += float(total(softer))
+        self._sum_full += float(total(softer[max(0, self._span - 1 - self._num_cells) :]))
         self._num_cells += len(cells)
         self._recent = seen[len(seen) - self._span + 1 :]
 
@@ -151,7 +150,7 @@ class Hysteresis:
         if len(tail):
             # from the end, each looks at those before it
             _, to_come = self._of_windows(np.concatenate([self._nothing, tail[::-1]]), 0)
-            after += cell * float(to_come.sum())
+            after += cell * float(total(to_come))
             after -= (cell - cut) * float(to_come[0]) if is_cut else 0.0
         return (
             self._causal + (1.0 - self._alpha) * lowest + self._alpha * softer,
@@ -161,13 +160,13 @@ class Hysteresis:
 
     def causal(self) -> float | None:
         """The mean of h so far, each looking back."""
-        total, _, seconds = self._sums()
-        return total / seconds if seconds else None
+        integral, _, seconds = self._sums()
+        return integral / seconds if seconds else None
 
     def exact(self) -> float | None:
         """The mean of h as if all ended now, each looking at what came after it."""
-        _, total, seconds = self._sums()
-        return total / seconds if seconds else None
+        _, integral, seconds = self._sums()
+        return integral / seconds if seconds else None
 
 
 def _windows(values: Array, width: int) -> Array:

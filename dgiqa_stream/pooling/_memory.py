@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dgiqa_stream.pooling._holds import total
+
 if TYPE_CHECKING:
     from dgiqa_stream.pooling._holds import Holds
 
@@ -33,7 +35,7 @@ class Recency:
         weights = np.exp((holds.end_seconds - end) / self._tau)
         weights *= -np.expm1(holds.weights / -self._tau)
         self._sum = self._sum * kept + float(weights @ holds.score)
-        self._weight = self._weight * kept + float(weights.sum())
+        self._weight = self._weight * kept + float(total(weights))
         self._end = end
 
     def value(self) -> float | None:
@@ -78,7 +80,7 @@ class Primacy:
         weights = np.exp((self._begin - holds.begin_seconds) / self._tau)
         weights *= -np.expm1(holds.weights / -self._tau)
         self._sum += float(weights @ holds.score)
-        self._weight += float(weights.sum())
+        self._weight += float(total(weights))
 
     def value(self) -> float | None:
         """The mean so far."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dgiqa_stream.pooling._holds import total
+
 if TYPE_CHECKING:
     from dgiqa_stream.pooling._holds import Array, Holds
 
@@ -35,17 +37,17 @@ class Moments:
     def add(self, holds: Holds) -> None:
         """Take the next holds."""
         q, w = holds.score, holds.weights
-        weight, total = float(w.sum()), float(w @ q)
-        mean = total / weight
+        weight, mass = float(total(w)), float(w @ q)
+        mean = mass / weight
         squares = float(w @ (q - mean) ** 2)
         joined, away = self._weight + weight, mean - self._mean
         self._squares += squares + away * away * self._weight * weight / joined
         self._mean += away * weight / joined
-        self._weight, self._sum = joined, self._sum + total
-        self._inverse += float((w / (q + 1.0)).sum())
+        self._weight, self._sum = joined, self._sum + mass
+        self._inverse += float(total(w / (q + 1.0)))
         self._impairment += float(w @ (1.0 - 0.01 * q) ** self._p)
-        self._lowest = min(self._lowest, float(q.min()))
-        self._highest = max(self._highest, float(q.max()))
+        self._lowest = min(self._lowest, float(np.minimum.reduce(q)))
+        self._highest = max(self._highest, float(np.maximum.reduce(q)))
 
     def mean(self) -> float | None:
         """Sum of w q over sum of w."""
@@ -122,10 +124,10 @@ class Distribution:
     def _put_in_bins(self) -> None:
         scores, weights = np.concatenate(self._scores), np.concatenate(self._weights)
         bins = np.clip((scores * (_NUM_BINS / 100.0)).astype(np.intp), 0, _NUM_BINS - 1)
-        total = np.asarray(np.bincount(bins, weights, _NUM_BINS), np.float64)
-        used = total > 0
-        means = np.bincount(bins, weights * scores, _NUM_BINS)[used] / total[used]
-        self._scores, self._weights = [means], [total[used]]
+        held = np.asarray(np.bincount(bins, weights, _NUM_BINS), np.float64)
+        used = held > 0
+        means = np.bincount(bins, weights * scores, _NUM_BINS)[used] / held[used]
+        self._scores, self._weights = [means], [held[used]]
         self._num_holds = len(means)
 
     def _ascending(self) -> _Ascending | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dgiqa_stream.pooling._holds import total
+
 if TYPE_CHECKING:
     from dgiqa_stream.pooling._holds import Array, Holds
 
@@ -73,13 +75,15 @@ class SessionInSeconds:
         t = self._weight.nonzero()[0]
         if not len(t):
             return None
-        weight = self._weight[t]
-        score = 1.0 + 0.04 * self._mass[t] / weight
+        weight, mass = self._weight, self._mass
+        if len(t) < len(weight):
+            weight, mass = weight[t], mass[t]
+        score = 1.0 + 0.04 * mass / weight
         seconds = self._end - self._first
         w1 = _T1 + _T2 * np.exp(t / seconds / _T3)
         w = w1 * (_T4 - _T5 * score) * weight
-        base = float(w @ score / w.sum())
-        fading = _C1 + (1.0 - _C1) * 0.5 ** (np.maximum(seconds - 1.0 - t, 0.0) / _C2)
+        base = float(w @ score / total(w))
+        fading = _C1 + (1.0 - _C1) * np.exp2(np.minimum(t + 1.0 - seconds, 0.0) / _C2)
         tenth = _percentile((score - base) * fading, weight, 0.1)
         return 25.0 * (base - _C23 * max(0.0, -tenth) - 1.0)
 
@@ -90,10 +94,10 @@ def _of_seconds(begin: Array, end: Array, holds: Holds, edges: Array) -> tuple[A
     knots[0::2], knots[1::2] = begin, end
     so_far = []
     for amounts in (holds.weights * holds.score, holds.weights):
-        total = np.zeros(len(knots))
-        total[1::2] = amounts.cumsum()
-        total[2::2] = total[1:-1:2]
-        at_edges = np.interp(edges, knots, total)
+        until = np.zeros(len(knots))
+        until[1::2] = amounts.cumsum()
+        until[2::2] = until[1:-1:2]
+        at_edges = np.interp(edges, knots, until)
         so_far.append(at_edges[1:] - at_edges[:-1])
     return so_far[0], so_far[1]
 
