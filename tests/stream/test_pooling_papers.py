@@ -102,12 +102,12 @@ def test_p1203_weights_the_end_and_the_bad():
     """A bad last second costs more than a bad first, and ratios of weights are the standard's."""
     good, bad = [80.0] * 59, [20.0]
     first, last = (value("p1203_style", in_seconds(q)) for q in (bad + good, good + bad))
-    assert last < first < 80.0
-    w1 = [
-        0.00666620027943848 + 0.0000404018840273729 * math.exp(x / 0.156497800436237)
-        for x in (0, 1)
-    ]
-    assert w1[1] / w1[0] == pytest.approx(4.58, abs=0.01)
+    assert last < first < value("mean", in_seconds(bad + good)) < 80.0
+    # a slightly better second moves the score by its weight: t1 + t2 exp(t / T / t3)
+    better = [80.01]
+    up = [value("p1203_style", in_seconds(q)) - 80 for q in (better + good, good + better)]
+    weights = [0.0066662 + 0.0000404018840 * math.exp(x / 0.1564978) for x in (0, 59 / 60)]
+    assert up[1] / up[0] == pytest.approx(weights[1] / weights[0], rel=1e-3)
 
 
 def test_p1203_of_a_long_session_is_that_of_its_end():
