@@ -23,7 +23,7 @@ from distill.data.depth import ClassicalDepth  # noqa: E402
 from distill.data.labels import LabelReader, as_looked_at, overlap, read_label_manifest  # noqa: E402
 from distill.data.loader import Draw, Look  # noqa: E402
 from distill.data.shards import ShardReader, sha256_of, write_json  # noqa: E402
-from distill.labelling import over_picture  # noqa: E402
+from distill.describing import describe_crops, over_picture  # noqa: E402
 from distill.models.official import LoadedTeacher  # noqa: E402
 from distill.models.teacher import Dgiqa  # noqa: E402
 from distill.teacher_score import GridProtocol, score_picture  # noqa: E402
@@ -82,7 +82,7 @@ def test_features_of_a_label_are_the_teachers(read, reader, teacher):
     record = reader.records[0]
     rgb = reader.picture(record)
     seen = list(_cut(reader, record))
-    out = labelling.describe_crops(teacher.model, *seen[:2], at_once=9)
+    out = describe_crops(teacher.model, *seen[:2], at_once=9)
     row = read._row(record.name)
     np.testing.assert_allclose(row["pooled"], out.pooled.mean(0), rtol=2e-3, atol=1e-4)
     # by sampling: 70x70 points of the picture, each the mean of the crops' cells it lies in

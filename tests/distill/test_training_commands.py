@@ -1,0 +1,104 @@
+"""``label`` and ``train`` on the command line: exit codes, one line for an error, their files."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import msgspec
+import pytest
+
+pytest.importorskip("torch")
+
+from distill import cli
+from distill.models.official import save_teacher
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """``call(*words)``: exit code, lines of standard error and text of standard output."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["dgiqa-distill", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        told = capsys.readouterr()
+        return caught.value.code or 0, told.err.strip().splitlines(), told.out
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "some", [[], ["--packs", "p", "--shards", "s"], ["--packs", "p", "--labels", "l"]]
+)
+def test_training_takes_one_kind_of_data(call, recipe_file, tmp_path, some):
+    """No data, two kinds, or labels without their shards end with 2, and no run folder is made."""
+    words = ["--backbone", tmp_path / "b.npz", "--run", tmp_path / "run", "--threads", 1]
+    code, lines, _ = call("train", recipe_file, *words, *some)
+    assert code == 2
+    [line] = lines
+    assert "--packs, or from --shards" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_absent_device_is_told(call, recipe_file, tmp_path):
+    """A CUDA device that is not there ends with 5 and names the device that is."""
+    words = ["--backbone", tmp_path / "b.npz", "--run", tmp_path / "run", "--packs", tmp_path]
+    code, lines, _ = call("train", recipe_file, *words, "--device", "cuda:63", "--threads", 1)
+    assert code == 5
+    [line] = lines
+    assert "no device cuda:63" in line
+    assert "--device cpu" in line
+
+
+def test_an_absent_teacher_is_told(call, shards, tmp_path):
+    """Labelling without a teacher's file ends with 5 and leaves no folder."""
+    words = ["--shards", shards, "-o", tmp_path / "labels", "--depth", "classical"]
+    code, lines, _ = call("label", "--teacher", tmp_path / "t.safetensors", *words)
+    assert code == 5
+    [line] = lines
+    assert "no teacher at" in line
+    assert not (tmp_path / "labels").exists()
+
+
+def test_absent_shards_are_told(call, teacher, tmp_path):
+    """Labelling a folder that holds no shards ends with 3 and one line."""
+    pytest.importorskip("safetensors")
+    save_teacher(teacher.model, tmp_path / "t.safetensors", version="1")
+    words = ["--shards", tmp_path, "-o", tmp_path / "labels", "--depth", "classical"]
+    code, lines, _ = call("label", "--teacher", tmp_path / "t.safetensors", *words)
+    assert code == 3
+    [line] = lines
+    assert "no whole set of shards" in line
+
+
+@pytest.mark.slow
+def test_label_then_train(call, teacher, shards, taught_recipe, backbone, tmp_path):
+    """The two commands, one after the other, leave labels that carry no folder of this machine and
+    a student, whose figures are printed as JSON.
+    """
+    pytest.importorskip("safetensors")
+    save_teacher(teacher.model, tmp_path / "t.safetensors", version="1")
+    code, lines, _ = call(
+        "label", "--teacher", tmp_path / "t.safetensors", "--shards", shards, "-o",
+        tmp_path / "labels", "--depth", "classical", "--crops", 1, "--device", "cpu",
+        "--threads", 1,
+    )  # fmt: skip
+    assert code == 0, lines
+    assert str(tmp_path) not in (tmp_path / "labels" / "manifest.json").read_text()
+    made = msgspec.to_builtins(taught_recipe)
+    tables = {"data": made["data"], "train": made["train"], "losses": made["losses"]}
+    text = ["name = 'tiny'"]
+    for view in made["views"]:
+        text += ["[[views]]", *(f"{k} = {v!r}" for k, v in view.items())]
+    for name, table in tables.items():
+        text += [f"[{name}]", *(f"{k} = {v!r}" for k, v in table.items() if v is not None)]
+    (tmp_path / "r.toml").write_text("\n".join(text))
+    code, lines, printed = call(
+        "train", tmp_path / "r.toml", "--shards", shards, "--labels", tmp_path / "labels",
+        "--backbone", backbone, "--run", tmp_path / "run", "--steps", 2, "--device", "cpu",
+        "--threads", 1,
+    )  # fmt: skip
+    assert code == 0, lines
+    assert json.loads(printed)["step"] == 2
+    assert (tmp_path / "run" / "best.pt").is_file()
