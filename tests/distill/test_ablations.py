@@ -63,19 +63,18 @@ def random_maps(num, *, seed):
 
 
 def test_frozen_maps_are_the_pyramids(backbone):
-    """What is kept of a crop is the averaged maps of the ImageNet pyramid, within the rounding that
-    bfloat16 adds up over 17 bottlenecks of random weights: every stage correlates above 0.95.
+    """What is kept of a crop is the averaged maps of the ImageNet pyramid, stage after stage, to
+    what float16 keeps (11 bits): folding its BatchNorm changed nothing else.
     """
     crop = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     pyramid = MobileNetPyramid().eval()
     load_mobilenetv2_(pyramid, backbone)
     with torch.no_grad():
         maps = [torch.nn.functional.adaptive_avg_pool2d(m, 7)[0] for m in pyramid(crop)]
-    stages, late = FrozenTaps(backbone)(crop)
+    stages, late = FrozenTaps(backbone, precision=torch.float32)(crop)
     assert late.shape == (1, 480, 7, 7)
     for mine, theirs in zip(stages[0].float().split([24, 64, 96, 320]), maps, strict=True):
-        both = torch.stack([mine.flatten(), theirs.flatten()])
-        assert torch.corrcoef(both)[0, 1] > 0.95
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
 
 
 def test_features_are_computed_once(settings, seen, monkeypatch):
