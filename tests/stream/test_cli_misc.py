@@ -120,6 +120,7 @@ def test_a_recording_becomes_a_report(run_cli, tmp_path):
     """What ``watch`` recorded becomes a page beside it, with a PNG where asked; a missing or empty
     recording is 3, a page that cannot be written 5.
     """
+    pytest.importorskip("matplotlib")
     record, png = tmp_path / "r.ndjson", tmp_path / "r.png"
     watched = run_cli("watch", f"{PATTERN}&seconds=2", "--publish=", "--ndjson", record, "-q")
     assert watched.code == 0
@@ -140,6 +141,7 @@ def test_a_recording_becomes_a_report(run_cli, tmp_path):
 
 def test_what_score_wrote_becomes_a_report(run_cli, media, tmp_path):
     """NDJSON of ``score`` is a recording as well."""
+    pytest.importorskip("matplotlib")
     rows = tmp_path / "rows.ndjson"
     assert run_cli("score", media["plain"], "-f", "ndjson", "-o", rows, "-q").code == 0
     assert run_cli("report", rows, "-o", tmp_path / "page.html").code == 0
@@ -157,7 +159,7 @@ def test_sub_without_a_publisher_says_so(run_cli):
 
 def test_watch_draws_a_table_on_a_terminal(run_on_terminal):
     """On a terminal the streams are a table that is redrawn; standard output stays empty."""
-    arguments = ("--publish=tcp://127.0.0.1:*", "--realtime", f"{PATTERN}&seconds=1")
+    arguments = ("--publish=tcp://127.0.0.1:*", "--realtime", f"{PATTERN}&seconds=3")
     done = run_on_terminal("watch", *arguments)
     assert (done.code, done.out) == (0, "")
     text = done.err

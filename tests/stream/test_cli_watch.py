@@ -320,6 +320,7 @@ def test_an_error_names_what_the_user_wrote(run_cli, never_answering, tmp_path):
 
 def test_a_report_is_made_at_the_end(run_cli, tmp_path):
     """--report writes the page, and the recording that it was made from beside it."""
+    pytest.importorskip("matplotlib")
     file = tmp_path / "stream.toml"
     file.write_text(FAKE)
     page = tmp_path / "r.html"
