@@ -10,6 +10,8 @@ from distill.run_folder import LOG, VALIDATION, read_table
 
 CURVES = "curves.png"
 _DOTS_PER_INCH = 110
+_NUM_COLOURS = 10
+_STYLES = ("-", "--", ":")
 
 
 def draw_curves(folder: Path) -> bool:
@@ -37,7 +39,7 @@ def draw_curves(folder: Path) -> bool:
 
 
 def _draw(axes: Any, table: dict[str, list[float]], title: str) -> None:
-    for name, values in table.items():
+    for number, (name, values) in enumerate(table.items()):
         if name == "step":
             continue
         of_all = name in ("loss", "srcc")
@@ -46,10 +48,11 @@ def _draw(axes: Any, table: dict[str, list[float]], title: str) -> None:
             values,
             label=name,
             linewidth=2 if of_all else 1,
-            color="black" if of_all else None,
+            color="black" if of_all else f"C{number % _NUM_COLOURS}",
+            linestyle=_STYLES[number // _NUM_COLOURS % len(_STYLES)],
             marker="." if len(values) < 2 else None,
         )
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(visible=True, alpha=0.3)
     if len(table) > 1:
-        axes.legend(fontsize=7, ncols=4, loc="best")
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
