@@ -22,6 +22,7 @@ from dgiqa_stream.preprocess import ViewSpec
 SCHEMA: Final = "dgiqa.manifest/2"
 DEFAULT_MODEL = "student"
 _MAX_MANIFEST_BYTES = 1 << 20
+_SMALLEST_STEP = 1e-6  # between points closer than that a line is no line in floating point
 
 
 class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,9 +49,10 @@ class ScoreMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Refuse a mapping that could fold or leave the scale."""
-        rising = all(b > a for values in (self.raw, self.score) for a, b in pairwise(values))
+        steps = (b - a for values in (self.raw, self.score) for a, b in pairwise(values))
+        rising = all(step >= _SMALLEST_STEP for step in steps)
         if len(self.raw) != len(self.score) or not rising:
-            raise ValueError("raw and score must be rising lists of one length")
+            raise ValueError("raw and score must be lists of one length, rising by 1e-6 or more")
         if self.score[0] < 0 or self.score[-1] > 100:
             raise ValueError("the mapping leaves the 0..100 scale")
 

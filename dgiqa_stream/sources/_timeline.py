@@ -12,6 +12,8 @@ _MAX_BACK_SECONDS = 0.25  # reordered B-frames and duplicates; further back is a
 _NUDGE_SECONDS = 0.001
 _MAX_NUDGES = 8  # a clock that stands still for longer is taken as no clock
 _DEFAULT_FRAME_SECONDS = 1 / 25
+_FURTHEST_SECONDS = 1e12  # a stamp beyond is damage: a frame's length would be lost in rounding
+_LONGEST_FRAME_SECONDS = 86_400.0  # a longer one is a broken header
 
 
 class Timeline:
@@ -24,7 +26,7 @@ class Timeline:
     def __init__(
         self, *, frame_seconds: float | None = None, wrap_seconds: float | None = None
     ) -> None:
-        usable = frame_seconds is not None and 0 < frame_seconds < math.inf
+        usable = frame_seconds is not None and 0 < frame_seconds <= _LONGEST_FRAME_SECONDS
         self._frame_seconds = frame_seconds if usable and frame_seconds else _DEFAULT_FRAME_SECONDS
         self._wrap_seconds = wrap_seconds
         self._max_ahead_seconds = max(_MAX_AHEAD_SECONDS, 2 * self._frame_seconds)
@@ -43,7 +45,7 @@ class Timeline:
         """
         self._has_pts = self._has_pts or pts_seconds is not None
         stamp = pts_seconds if self._has_pts else dts_seconds
-        if stamp is not None and not math.isfinite(stamp):
+        if stamp is not None and not abs(stamp) <= _FURTHEST_SECONDS:  # nor is NaN
             stamp = None
         if self._last is None:
             self._clock = stamp or 0.0

@@ -121,6 +121,7 @@ def test_a_manifest_that_is_none_says_why(model, content, told):
         ({"preprocess": {"views": []}}, "reduction"),
         ({"output": {"name": "q", "mapping": {"raw": [0, 1], "score": [0, 101]}}}, "0..100"),
         ({"output": {"name": "q", "mapping": {"raw": [0, 0], "score": [0, 1]}}}, "rising"),
+        ({"output": {"name": "q", "mapping": {"raw": [0, 1e-300], "score": [0, 1]}}}, "rising"),
     ],
 )
 def test_a_field_that_cannot_be_is_named(model, fields, told):
@@ -138,15 +139,20 @@ def test_a_manifest_survives_writing_and_reading(model, tmp_path):
     assert read_manifest(again) == manifest
 
 
-knots = st.lists(st.floats(-10, 10), min_size=2, max_size=6, unique=True).map(sorted)
+def rising(low, high, size):
+    """Lists of so many rising numbers, a thousandth or more apart."""
+    steps = st.integers(1000 * low, 1000 * high)
+    lists = st.lists(steps, min_size=size[0], max_size=size[1], unique=True)
+    return lists.map(lambda values: [v / 1000 for v in sorted(values)])
+
+
+knots = rising(-10, 10, size=(2, 6))
 
 
 @given(raw=knots, scores=st.data(), asked=st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20))
 def test_a_mapping_rises_and_stays_on_the_scale(raw, scores, asked):
     """A better output never has a lower score, and no output leaves the ends of the mapping."""
-    steps = scores.draw(
-        st.lists(st.floats(0, 100), min_size=len(raw), max_size=len(raw), unique=True).map(sorted)
-    )
+    steps = scores.draw(rising(0, 100, size=(len(raw), len(raw))))
     mapping = ScoreMapping(raw=raw, score=steps)
     found = [mapping(value) for value in sorted(asked)]
     assert all(b >= a - 1e-9 for a, b in pairwise(found))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import re
 import sys
@@ -26,6 +27,9 @@ from dgiqa_stream.telemetry import Count
 from dgiqa_stream.types import FrameInfo, FrameScore, StreamInfo
 
 cv2 = pytest.importorskip("cv2")
+needs_matplotlib = pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="could not import 'matplotlib'"
+)
 
 MANIFEST = msgspec.convert(
     {
@@ -158,6 +162,7 @@ def page(recording: Recording, tmp_path: Path) -> tuple[Page, str]:
     return Page(text), text
 
 
+@needs_matplotlib
 def test_the_page_shows_the_session_as_it_was_sent(tmp_path: Path):
     """Score, pooled values, model, settings and the way it ended are on the page."""
     sent = messages()
@@ -173,6 +178,7 @@ def test_the_page_shows_the_session_as_it_was_sent(tmp_path: Path):
     assert "hush" not in shown.text
 
 
+@needs_matplotlib
 def test_the_page_needs_nothing_from_outside(tmp_path: Path):
     """No script, no link to load and no address but data: is in the page."""
     shown, text = page(recorded(tmp_path, messages()), tmp_path)
@@ -184,6 +190,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path):
     assert all(re.match(r"data:|#", a or b) for a, b in loaded)
 
 
+@needs_matplotlib
 def test_values_from_outside_cannot_become_markup(tmp_path: Path):
     """Paths, errors and file names with tags, quotes and dollars appear as text."""
     nasty = '<img src=x onerror="alert(1)">&$title ${style}'
@@ -194,6 +201,7 @@ def test_values_from_outside_cannot_become_markup(tmp_path: Path):
     assert shown.text.count(nasty) >= 3
 
 
+@needs_matplotlib
 def test_ids_are_unique_and_references_lead_somewhere(tmp_path: Path):
     """Charts of several streams share no id, and every reference has its target."""
     both = messages("cam1") + messages("cam2")
@@ -203,6 +211,7 @@ def test_ids_are_unique_and_references_lead_somewhere(tmp_path: Path):
     assert set(re.findall(r"(?:href=\"|url\()#([\w.-]+)", text)) <= set(ids)
 
 
+@needs_matplotlib
 def test_charts_follow_the_page_into_the_dark(tmp_path: Path):
     """No colour of the palette is left in a chart: all are variables, black nowhere."""
     _, text = page(recorded(tmp_path, messages()), tmp_path)
@@ -230,6 +239,7 @@ def test_the_lowest_window_of_each_length_is_told(tmp_path: Path):
     assert lowest[0].score == pytest.approx(30.0)
 
 
+@needs_matplotlib
 def test_a_recording_without_its_end_is_pooled_from_its_frames(tmp_path: Path):
     """Without the final message the same values come from the frames, and the page says so."""
     sent = messages()
@@ -241,6 +251,7 @@ def test_a_recording_without_its_end_is_pooled_from_its_frames(tmp_path: Path):
     assert "ends without a summary" in shown.text
 
 
+@needs_matplotlib
 def test_scores_of_a_video_are_shown_with_its_frames(tmp_path: Path):
     """For rows of ``score``, the worst frames are read again from the file, with time codes."""
     video = tmp_path / "steps.avi"
@@ -261,6 +272,7 @@ def test_scores_of_a_video_are_shown_with_its_frames(tmp_path: Path):
     assert abs(float(first.mean()) - 6 * 25) < 4
 
 
+@needs_matplotlib
 def test_a_video_that_is_gone_is_said_to_be_gone(tmp_path: Path):
     """A missing file leaves the report whole, with a line in place of the pictures."""
     rows = [{"path": "gone.mp4", "index": n, "pts_seconds": n / 5, "score": 50} for n in range(9)]
@@ -269,6 +281,7 @@ def test_a_video_that_is_gone_is_said_to_be_gone(tmp_path: Path):
     assert not shown.all("img")
 
 
+@needs_matplotlib
 def test_stills_are_ranked_with_their_pictures(tmp_path: Path):
     """Pictures are listed lowest first, with their mean, and the worst are shown."""
     rows = []
@@ -282,6 +295,7 @@ def test_stills_are_ranked_with_their_pictures(tmp_path: Path):
     assert len(shown.all("img")) == 2
 
 
+@needs_matplotlib
 def test_a_session_without_frames_makes_a_page(tmp_path: Path):
     """A stream that never ran is reported with its error, not with a crash."""
     factory = wire.MessageFactory("cam1", model=MANIFEST, sampler=SamplerSettings())
@@ -296,6 +310,7 @@ def test_a_session_without_frames_makes_a_page(tmp_path: Path):
     assert "connection <refused>" in shown.text
 
 
+@needs_matplotlib
 def test_many_frames_make_a_page_of_bounded_size(tmp_path: Path):
     """Ten thousand frames a track do not make a page of megabytes."""
     rng = np.random.default_rng(1)
@@ -308,6 +323,7 @@ def test_many_frames_make_a_page_of_bounded_size(tmp_path: Path):
     assert len(text) < 700_000
 
 
+@needs_matplotlib
 def test_the_plot_is_a_picture_with_a_curve(tmp_path: Path):
     """The PNG is 1650 pixels wide, one panel per track, and not blank."""
     out = tmp_path / "curve.png"
@@ -318,12 +334,14 @@ def test_the_plot_is_a_picture_with_a_curve(tmp_path: Path):
         assert len(np.unique(panel.reshape(-1, 3), axis=0)) > 50
 
 
+@needs_matplotlib
 def test_stills_alone_have_no_curve(tmp_path: Path):
     """Asking for a curve of pictures is one clear error."""
     with pytest.raises(SinkError, match="no curve to draw"):
         write_png(scored(tmp_path, [{"path": "a.png", "score": 5}]), tmp_path / "curve.png")
 
 
+@needs_matplotlib
 @pytest.mark.parametrize("write", [write_html, write_png])
 def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path, write):
     """A missing folder is named, and says to choose another place."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dgiqa_stream.sources._timeline import MPEG_WRAP_SECONDS, Timeline
@@ -26,6 +27,9 @@ def placed(stamps, **settings):
     st.one_of(st.none(), st.floats()),
     st.sampled_from([None, MPEG_WRAP_SECONDS]),
 )
+@example([(None, None)] * 3, sys.float_info.max / 2, None)
+@example([(sys.float_info.max, None), (None, None)], None, None)
+@example([(sys.float_info.max, None), (-sys.float_info.max, None)], None, MPEG_WRAP_SECONDS)
 def test_time_always_increases(stamps, frame_seconds, wrap_seconds):
     """Whatever the stamps say, times are finite and each is later than the one before."""
     timeline = Timeline(frame_seconds=frame_seconds, wrap_seconds=wrap_seconds)
