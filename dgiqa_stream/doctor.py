@@ -24,7 +24,7 @@ _PACKAGES = (
     "msgspec",
     "matplotlib",
 )
-_HELPERS = ("ffmpeg", "srt-live-transmit")
+_HELPERS = {"ffmpeg": "for srt:// and DASH", "srt-live-transmit": "for srt://"}
 _BENCHMARK_SECONDS = 2.0
 
 
@@ -67,7 +67,10 @@ def _decoding() -> dict[str, Any]:
         "decoders": ", ".join(c for c in wanted if c in av.codecs_available),
         "hardware decoding built in": ", ".join(hwdevices_available()) or "none",
         "hardware decoding used": "none: software decoding in this version",
-        **{f"{name} (for srt://)": shutil.which(name) or "not installed" for name in _HELPERS},
+        **{
+            f"{name} ({use})": shutil.which(name) or "not installed"
+            for name, use in _HELPERS.items()
+        },
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -38,7 +39,8 @@ SOURCES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-
+_DASH = "dgiqa_stream.sources._dash"
+_MANIFEST = re.compile(r"\.mpd(?:[?#].*)?$", re.IGNORECASE | re.DOTALL)
 _FFMPEG = ("dgiqa_stream.sources._pyav", "dgiqa_stream.sources._helper")
 
 _ADVICE = {"srt": "options of SRT go into the address, as srt://HOST:PORT?latency=200000"}
@@ -91,8 +93,8 @@ def open_source(url: str, settings: SourceSettings, *, stream: str) -> Source:
     """
     check_options(url, settings.options)
     scheme = scheme_of(url)
-    if scheme in SOURCES:
-        found: Opener = importlib.import_module(SOURCES[scheme]).open_url
+    if module := _module_of(url):
+        found: Opener = importlib.import_module(module).open_url
         return found(url, settings, stream=stream)
     for entry in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
         found = entry.load()
@@ -102,6 +104,13 @@ def open_source(url: str, settings: SourceSettings, *, stream: str) -> Source:
         f"{redact(url)}: unknown scheme {scheme!r}; known here: {known}, a path, or - for "
         "standard input"
     )
+
+
+def _module_of(url: str) -> str | None:
+    scheme = scheme_of(url)
+    if scheme in ("file", "http", "https") and _MANIFEST.search(url):
+        return _DASH
+    return SOURCES.get(scheme)
 
 
 def check_options(url: str, options: Mapping[str, str], *, key: str = "source.options") -> None:

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 _UDP = {"buffer_size": "4194304", "fifo_size": "50000", "overrun_nonfatal": "1"}
 _RTSP = {"rtsp_transport": "tcp", "allowed_media_types": "video"}
+# A server may announce sound that never comes (nginx does): FFmpeg would wait 5 s for it.
+_RTMP = {"analyzeduration": "2000000"}
 OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {  # scheme: FFmpeg's options; the user's win
         # A pattern in the name of a file is its name; stamps missing in AVI are made up.
         "file": {"pattern_type": "none", "fflags": "+genpts"},
         "sdp": {"protocol_whitelist": "file,rtp,udp,crypto,data", "buffer_size": "4194304"},
+        "rtmp": _RTMP,
+        "rtmps": _RTMP,
         "rtsp": _RTSP,
         "rtsps": _RTSP,
         "udp": _UDP,

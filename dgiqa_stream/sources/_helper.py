@@ -1,9 +1,10 @@
-"""``srt://``, which PyAV's FFmpeg lacks: a child process receives it, PyAV reads its pipe."""
+"""What PyAV's FFmpeg lacks, as ``srt://``: a child process receives it, PyAV reads its pipe."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,10 @@ wait $child
 """
 _GRACE_SECONDS = 2.0
 _MAX_COMPLAINT_LENGTH = 300
+_MAX_LINES = 100
+_LEVEL = re.compile(r"^(?:\[[\w,]+ @ 0x[0-9a-f]+\] )?\[(\w+)\] ")  # of `-loglevel level+…`
+_COMPLAINTS = ("error", "fatal", "panic")
+QUIETLY = ("-hide_banner", "-nostdin")
 
 
 def open_url(url: str, settings: SourceSettings, *, stream: str) -> HelperSource:
@@ -44,7 +49,7 @@ def open_url(url: str, settings: SourceSettings, *, stream: str) -> HelperSource
 def command_for(url: str) -> list[str]:
     """The command that writes the stream to its standard output, from what is installed."""
     if ffmpeg := _ffmpeg_with_srt():
-        quiet = ["-hide_banner", "-loglevel", "error", "-nostdin"]
+        quiet = [*QUIETLY, "-loglevel", "error"]
         return [ffmpeg, *quiet, "-i", url, "-map", "0:v", "-c", "copy", "-f", "mpegts", "pipe:1"]
     if transmit := shutil.which("srt-live-transmit"):
         return [transmit, "-q", "-loglevel:error", url, "file://con"]
@@ -55,12 +60,17 @@ def command_for(url: str) -> list[str]:
 
 
 def _ffmpeg_with_srt() -> str | None:
+    return ffmpeg_with("-protocols", "srt")
+
+
+def ffmpeg_with(listing: str, name: str) -> str | None:
+    """An ``ffmpeg`` program whose listing, such as ``-protocols``, has the name."""
     ffmpeg = shutil.which("ffmpeg")
     if not ffmpeg:
         return None
     try:
         asked = subprocess.run(
-            [ffmpeg, "-hide_banner", "-protocols"],
+            [ffmpeg, "-hide_banner", listing],
             capture_output=True,
             text=True,
             timeout=20,  # an instant, but on a busy machine
@@ -69,7 +79,7 @@ def _ffmpeg_with_srt() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return ffmpeg if "srt" in asked.stdout.split() else None
+    return ffmpeg if name in asked.stdout.split() else None
 
 
 class HelperSource:
@@ -141,7 +151,9 @@ class _Child:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self.output: IO[bytes] = self._process.stdout
-        self._last_line = ""
+        self._complaint = ""
+        self._lines: list[str] = []  # the first, without secrets
+        self._has_news = threading.Condition()
         # The one thread outside the pipeline: a full pipe of complaints would stop the child.
         self._listener = threading.Thread(
             target=self._listen, args=(self._process.stderr,), name="helper-stderr", daemon=True
@@ -151,15 +163,34 @@ class _Child:
 
     @property
     def complaint(self) -> str:
-        """The last line that it wrote to standard error, without secrets."""
+        """The last line that it wrote to standard error, without secrets; of FFmpeg's with levels,
+        the last error.
+        """
         self._listener.join(0.5)
-        return self._last_line
+        return self._complaint
+
+    def wait_for_line(
+        self, pattern: re.Pattern[str], *, timeout_seconds: float
+    ) -> re.Match[str] | None:
+        """The first line on standard error that begins so, waiting for it a while."""
+
+        def found() -> re.Match[str] | None:
+            return next(filter(None, map(pattern.match, self._lines)), None)
+
+        with self._has_news:
+            return self._has_news.wait_for(found, timeout_seconds)
 
     def _listen(self, errors: IO[bytes]) -> None:
         with contextlib.suppress(ValueError, OSError):  # closed under us at the end
             for line in errors:
-                shown = redact_text(line.decode("utf-8", "replace"))
-                self._last_line = shown[:_MAX_COMPLAINT_LENGTH] or self._last_line
+                shown = redact_text(line.decode("utf-8", "replace"))[:_MAX_COMPLAINT_LENGTH]
+                level = _LEVEL.match(shown)
+                with self._has_news:
+                    if shown and (level is None or level[1] in _COMPLAINTS):
+                        self._complaint = shown[level.end() :] if level else shown
+                    if len(self._lines) < _MAX_LINES:
+                        self._lines.append(shown)
+                        self._has_news.notify_all()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
