@@ -167,9 +167,9 @@ def _some_clean(jobs: Sequence[Job], number: int | None) -> list[Job]:
 def _teach(
     request: ChainRequest, settings: ChainConfig, depth: DepthProvider, compute: Compute
 ) -> Path:
-    from distill.teaching import teach
-    from distill.teaching_data import ShardPictures as TeacherPictures
-    from distill.teaching_recipe import TeacherRecipe
+    from distill.teachers.pictures import ShardPictures as TeacherPictures
+    from distill.teachers.recipe import TeacherRecipe
+    from distill.teachers.teaching import teach
 
     try:
         recipe = msgspec.convert(settings.teacher, TeacherRecipe)

@@ -18,7 +18,7 @@ from distill.data.commands import name_and_folder, shards
 from distill.evaluation.commands import app as judge_app
 from distill.process import command_line
 from distill.say import say
-from distill.teaching_commands import teach, transfer_labels
+from distill.teachers.commands import teach, transfer_labels
 from distill.training_commands import Device, Threads, begin_training, label, train
 
 

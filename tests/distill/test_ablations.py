@@ -10,15 +10,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from distill import ablation_features, ablations  # noqa: E402
-from distill.ablation_features import (  # noqa: E402
+from distill.ablations import features as frozen  # noqa: E402
+from distill.ablations.features import (  # noqa: E402
     FrozenTaps,
     Seen,
     choose,
     depth_of_nothing,
     features,
 )
-from distill.ablation_nets import (  # noqa: E402
+from distill.ablations.nets import (  # noqa: E402
     DepthCar,
     Integration,
     Look,
@@ -27,12 +27,14 @@ from distill.ablation_nets import (  # noqa: E402
     crop_scores,
     fit,
 )
-from distill.ablation_settings import Settings  # noqa: E402
+from distill.ablations.running import ABLATIONS, run_ablation  # noqa: E402
+from distill.ablations.settings import Settings  # noqa: E402
 from distill.models.backbones import MobileNetPyramid, load_mobilenetv2_  # noqa: E402
 
 VARIANTS = {
     "depth": {"depth", "constant depth", "picture asks itself", "plain pooled head"},
     "integration": {"progressive", "concatenated", "local maps alone"},
+    "attention": {"MOS alone", "and the teacher's score", "and its attention and a gate"},
 }
 
 
@@ -83,7 +85,7 @@ def test_features_are_computed_once(settings, seen, monkeypatch):
     def must_not(*args):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(ablation_features, "_compute", must_not)
+    monkeypatch.setattr(frozen, "_compute", must_not)
     again = features(settings)
     for mine, theirs in zip(again, seen, strict=True):
         assert torch.equal(mine.stages, theirs.stages)
@@ -144,10 +146,10 @@ def test_a_fit_learns_what_is_there(settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(ablations.ABLATIONS))
+@pytest.mark.parametrize("name", sorted(ABLATIONS))
 def test_every_ablation_writes_what_it_found(settings, seen, name, tmp_path):
     """Each writes its variants with a figure for each of two seeds, the command and the machine."""
-    ablations.run_ablation(name, settings, tmp_path / "out" / "a.json")
+    run_ablation(name, settings, tmp_path / "out" / "a.json")
     told = json.loads((tmp_path / "out" / "a.json").read_text())
     assert told["ablation"] == name
     assert told["settings"]["num_train"] == 16
@@ -155,6 +157,7 @@ def test_every_ablation_writes_what_it_found(settings, seen, name, tmp_path):
     assert told["machine"]["torch"] == torch.__version__
     assert set(told["results"]) >= VARIANTS.get(name, set())
     told["results"].pop("labels of 8 neighbours themselves", None)  # of eight: all are one
+    told["results"].pop("the teacher itself", None)  # one for all seeds
     for figures in told["results"].values():
         found = figures["srcc"]
         assert len(found["seeds"]) == 2

@@ -24,9 +24,10 @@ from distill.data.depth import ClassicalDepth  # noqa: E402
 from distill.models.backbones import MobileNetPyramid, load_mobilenetv2_  # noqa: E402
 from distill.models.official import open_teacher, read_about  # noqa: E402
 from distill.teacher_score import GridProtocol, score_picture  # noqa: E402
-from distill.teaching import teach  # noqa: E402
-from distill.teaching_data import CropLoader, Crops, Labelled, PackPictures  # noqa: E402
-from distill.teaching_model import (  # noqa: E402
+from distill.teachers.pictures import CropLoader, Crops, Labelled, PackPictures  # noqa: E402
+from distill.teachers.recipe import TeacherRecipe, load_teacher_recipe  # noqa: E402
+from distill.teachers.teaching import teach  # noqa: E402
+from distill.teachers.training import (  # noqa: E402
     AveragedTeacher,
     Semantics,
     losses_of,
@@ -35,7 +36,6 @@ from distill.teaching_model import (  # noqa: E402
     set_training_,
     weighted_plcc_loss,
 )
-from distill.teaching_recipe import TeacherRecipe, load_teacher_recipe  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "distill"
 NUM_STEPS, CHECKPOINT_EVERY, KILLED_AT = 6, 2, 6
@@ -70,10 +70,10 @@ TEACH_THEN_DIE = """
 import json, os, signal, sys
 from pathlib import Path
 import cv2, msgspec, torch
-from distill import teaching
+from distill.teachers import teaching
 from distill.data.depth import ClassicalDepth
-from distill.teaching_data import PackPictures
-from distill.teaching_recipe import TeacherRecipe
+from distill.teachers.pictures import PackPictures
+from distill.teachers.recipe import TeacherRecipe
 
 recipe, packs, run, backbone, steps, fatal = sys.argv[1:]
 cv2.setNumThreads(1)

@@ -22,7 +22,7 @@ from distill.data.shards import Manifest, ShardRecord, ShardWriter, write_json  
 from distill.models.official import open_teacher, save_teacher  # noqa: E402
 from distill.models.teacher import Dgiqa, TeacherSpec  # noqa: E402
 from distill.teacher_score import GridProtocol, score_picture  # noqa: E402
-from distill.teaching_data import (  # noqa: E402
+from distill.teachers.pictures import (  # noqa: E402
     JoinedPictures,
     LabelledFolder,
     PackPictures,
@@ -30,8 +30,8 @@ from distill.teaching_data import (  # noqa: E402
     read_labels,
     read_rgb,
 )
-from distill.teaching_labels import label_by_content, label_by_teacher  # noqa: E402
-from distill.teaching_recipe import ExpansionConfig  # noqa: E402
+from distill.teachers.recipe import ExpansionConfig  # noqa: E402
+from distill.teachers.unrated import label_by_content, label_by_teacher  # noqa: E402
 
 RECIPE = """
 name = "tiny"
@@ -302,7 +302,7 @@ def test_a_whole_timm_network_fills_a_pyramid(tmp_path):
     from safetensors.torch import save_file
 
     from distill.models.backbones import make_pyramid
-    from distill.teaching_model import load_pyramid_
+    from distill.teachers.training import load_pyramid_
 
     torch.manual_seed(1)
     net = timm.create_model("swin_tiny_patch4_window7_224").eval()

@@ -15,10 +15,10 @@ from dgiqa_stream.errors import ConfigError  # noqa: E402
 from distill.models.glint import GlintIQA  # noqa: E402
 from distill.models.official import open_teacher, read_about  # noqa: E402
 from distill.teacher_score import manifest_of  # noqa: E402
-from distill.teaching import teach  # noqa: E402
-from distill.teaching_data import PackPictures  # noqa: E402
-from distill.teaching_model import make_teacher  # noqa: E402
-from distill.teaching_recipe import TeacherRecipe  # noqa: E402
+from distill.teachers.pictures import PackPictures  # noqa: E402
+from distill.teachers.recipe import TeacherRecipe  # noqa: E402
+from distill.teachers.teaching import teach  # noqa: E402
+from distill.teachers.training import make_teacher  # noqa: E402
 
 RECIPE = {
     "name": "tiny",

@@ -28,9 +28,9 @@ from distill.models.qfm import pseudo_labels
 from distill.models.teacher import CROP_PX
 from distill.say import say, show_progress
 from distill.teacher_score import make_protocol, normalised, score_picture, torch_device
-from distill.teaching_data import PictureSet, read_labels, read_rgb
-from distill.teaching_model import load_pyramid_
-from distill.teaching_recipe import ExpansionConfig
+from distill.teachers.pictures import PictureSet, read_labels, read_rgb
+from distill.teachers.recipe import ExpansionConfig
+from distill.teachers.training import load_pyramid_
 
 _BATCH = 32
 

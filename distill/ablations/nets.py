@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgiqa_stream.correlation import plcc, srcc
-from distill.ablation_features import LATE, SIDE, STAGES, Seen
-from distill.ablation_settings import Settings
+from distill.ablations.features import LATE, SIDE, STAGES, Seen
+from distill.ablations.settings import Settings
 from distill.models.glint import NUM_BLOCKS, ProgressiveIntegration
 from distill.models.qfm import QfmRegulariser
 from distill.models.student import CHANNELS
 from distill.models.teacher import Dgiqa, TeacherSpec
 from distill.optimising import learning_rate_share
-from distill.teaching_model import weighted_plcc_loss
+from distill.teachers.training import weighted_plcc_loss
 
 STAGE_CHANNELS = [CHANNELS[j] for j in STAGES]
 LATE_CHANNELS = [CHANNELS[j] for j in LATE]

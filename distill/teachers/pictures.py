@@ -63,15 +63,15 @@ class PackPictures:
 
     def __init__(self, folder: Path) -> None:
         """Raises :class:`SourceError` where there is no whole pack."""
-        self._pack = Pack(folder)
-        self._records = [
-            r for r in self._pack.records if r.mos is not None and r.split in LEARNT_FROM
+        self.pack = Pack(folder)
+        self.records = [
+            r for r in self.pack.records if r.mos is not None and r.split in LEARNT_FROM
         ]
-        self.pictures = [Labelled(r.name, r.split, r.mos or 0.0) for r in self._records]
+        self.pictures = [Labelled(r.name, r.split, r.mos or 0.0) for r in self.records]
 
     def rgb(self, index: int) -> Rgb:
         """See :class:`PictureSet`."""
-        return _rgb_of(self._pack.planes(self._records[index]))
+        return _rgb_of(self.pack.planes(self.records[index]))
 
 
 class BiqPictures:

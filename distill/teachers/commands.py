@@ -16,8 +16,8 @@ from distill.say import say
 if TYPE_CHECKING:
     from distill.data.depth import DepthProvider
     from distill.recipe import DataConfig
-    from distill.teaching_data import PictureSet
-    from distill.teaching_recipe import TeacherRecipe
+    from distill.teachers.pictures import PictureSet
+    from distill.teachers.recipe import TeacherRecipe
 
 Shards = Annotated[Path | None, typer.Option(help="Rated pictures: what `shards` wrote.")]
 Biq2021 = Annotated[Path | None, typer.Option(help="Or the folder of BIQ2021.")]
@@ -61,9 +61,9 @@ def teach(
     """Fit a teacher to human ratings. Interrupt it at will: the same command goes on."""
     import msgspec
 
-    from distill.teaching import teach as fit
-    from distill.teaching_data import JoinedPictures, LabelledFolder
-    from distill.teaching_recipe import DgiqaModel, load_teacher_recipe
+    from distill.teachers.pictures import JoinedPictures, LabelledFolder
+    from distill.teachers.recipe import DgiqaModel, load_teacher_recipe
+    from distill.teachers.teaching import teach as fit
 
     _together("--pictures", pictures, "--labels", labels)
     _together("--unrated", unrated, "--labeller", labeller)
@@ -109,7 +109,7 @@ def transfer_labels(
 ) -> None:
     """Give each picture the rating of the rated one that shows the most similar content."""
     from distill.recipe import DataConfig
-    from distill.teaching_labels import label_by_content
+    from distill.teachers.unrated import label_by_content
 
     _use_threads(threads)
     number = label_by_content(
@@ -133,7 +133,7 @@ def _rated(
     data: DataConfig, shards: Path | None, biq2021: Path | None, packs: Path | None
 ) -> PictureSet:
     """The one set that was given."""
-    from distill.teaching_data import BiqPictures, PackPictures, ShardPictures
+    from distill.teachers.pictures import BiqPictures, PackPictures, ShardPictures
 
     if [shards, biq2021, packs].count(None) != 2:
         raise ConfigError("rated pictures come from one place: give --shards, --biq2021 or --packs")
@@ -170,8 +170,8 @@ def _expanded(
     device: str,
 ) -> PictureSet:
     """Unrated pictures with another teacher's labels, which are made once for a run."""
-    from distill.teaching_data import LabelledFolder
-    from distill.teaching_labels import label_by_teacher
+    from distill.teachers.pictures import LabelledFolder
+    from distill.teachers.unrated import label_by_teacher
 
     made = run / "pseudo-labels.csv"
     number = label_by_teacher(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.ablation_settings import Settings
+from distill.ablations.settings import Settings
 from distill.data.depth import ClassicalDepth, three_channels
 from distill.data.loader import read_ahead
 from distill.models.backbones import MobileNetPyramid
@@ -25,7 +25,7 @@ from distill.models.student import CHANNELS, Trunk, load_imagenet_
 from distill.models.teacher import CROP_PX
 from distill.say import say, show_progress
 from distill.teacher_score import with_smallest_side
-from distill.teaching_data import PackPictures, crop
+from distill.teachers.pictures import PackPictures, crop
 
 STAGES = MobileNetPyramid.STAGE_ENDS
 """Bottlenecks that a teacher reads, at strides 4, 8, 16 and 32."""

@@ -21,8 +21,8 @@ from distill.models.glint import GlintIQA
 from distill.models.official import Teacher, read_backbone_weights
 from distill.models.qfm import QfmRegulariser
 from distill.models.teacher import Dgiqa
-from distill.teaching_data import Crops
-from distill.teaching_recipe import DgiqaModel, FitConfig, GlintModel, QfmConfig, TeacherRecipe
+from distill.teachers.pictures import Crops
+from distill.teachers.recipe import DgiqaModel, FitConfig, GlintModel, QfmConfig, TeacherRecipe
 
 
 def make_teacher(

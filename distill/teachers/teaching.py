@@ -27,8 +27,9 @@ from distill.optimising import learning_rate_share
 from distill.run_folder import CHECKPOINT, LOG, VALIDATION, RunFolder
 from distill.say import say
 from distill.teacher_score import GridProtocol, score_picture, torch_device
-from distill.teaching_data import CropLoader, Crops, PictureSet
-from distill.teaching_model import (
+from distill.teachers.pictures import CropLoader, Crops, PictureSet
+from distill.teachers.recipe import DgiqaModel, TeacherRecipe
+from distill.teachers.training import (
     AveragedTeacher,
     Semantics,
     losses_of,
@@ -37,7 +38,6 @@ from distill.teaching_model import (
     parameter_groups,
     set_training_,
 )
-from distill.teaching_recipe import DgiqaModel, TeacherRecipe
 
 TEACHER, RESULT = "teacher.safetensors", "teacher.json"
 LOG_EVERY = 10

@@ -1,0 +1,1 @@
+"""Comparisons of the teacher's parts and its relatives, and of what teaches a student."""

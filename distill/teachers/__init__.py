@@ -1,0 +1,1 @@
+"""Fitting a teacher: recipes, rated and unrated pictures, losses, commands. Needs torch."""
