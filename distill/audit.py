@@ -21,6 +21,7 @@ from distill.teacher_score import (
     TeacherPrediction,
     make_protocol,
     teacher_scorer,
+    tell_other_depth,
     torch_device,
 )
 
@@ -96,9 +97,12 @@ def _open(request: AuditRequest, settings: StreamConfig, *, quiet: bool) -> Open
     depth = open_depth(request.depth, device=device, cache=request.depth_cache)
     if isinstance(depth, ClassicalDepth) and not quiet:
         say("depth from classical cues, a stand-in: scores are not the published method's")
+    teacher = open_teacher(request.teacher, backbone=request.backbone)
+    if not quiet:
+        tell_other_depth(teacher, depth)
     spreads = Spreads()
     scorer = teacher_scorer(
-        open_teacher(request.teacher, backbone=request.backbone),
+        teacher,
         depth,
         path=request.teacher,
         protocol=protocol,

@@ -31,7 +31,7 @@ from distill.labelling import label_shards
 from distill.models.official import open_teacher
 from distill.recipe import ChainConfig, Recipe
 from distill.say import say
-from distill.teacher_score import make_protocol
+from distill.teacher_score import make_protocol, tell_other_depth
 from distill.trainer import train
 
 RESULT = "chain.json"
@@ -167,7 +167,7 @@ def _some_clean(jobs: Sequence[Job], number: int | None) -> list[Job]:
 def _teach(
     request: ChainRequest, settings: ChainConfig, depth: DepthProvider, compute: Compute
 ) -> Path:
-    from distill.teachers.pictures import ShardPictures as TeacherPictures
+    from distill.teachers.pictures import LabelledShards
     from distill.teachers.recipe import TeacherRecipe
     from distill.teachers.teaching import teach
 
@@ -177,7 +177,7 @@ def _teach(
         raise ConfigError(f"recipe {request.recipe.name}: chain.teacher: {exc}") from exc
     taught = teach(
         recipe,
-        TeacherPictures(request.folder / "shards"),
+        LabelledShards(request.folder / "shards"),
         request.folder / "teacher",
         depth=depth,
         backbone=request.backbone,
@@ -194,8 +194,10 @@ def _label(
     depth: DepthProvider,
     compute: Compute,
 ) -> None:
+    opened = open_teacher(teacher)
+    tell_other_depth(opened, depth)
     label_shards(
-        open_teacher(teacher),
+        opened,
         depth,
         make_protocol("grid", num_crops=settings.num_crops),
         request.folder / "shards",

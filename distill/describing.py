@@ -13,8 +13,8 @@ from torch import Tensor
 
 from distill.data.labels import overlap
 from distill.distilling import attention_target, cross_attention_weights
-from distill.models.official import Teacher
 from distill.models.teacher import CROP_PX, Dgiqa, TeacherOutput
+from distill.models.teacher_file import Teacher
 
 
 @dataclass(frozen=True, slots=True, eq=False)

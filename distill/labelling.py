@@ -40,8 +40,8 @@ from distill.data.shards import (
     write_json,
 )
 from distill.describing import CropOutput, describe_crops, over_picture
-from distill.models.official import LoadedTeacher, Teacher
 from distill.models.teacher import CROP_PX, Dgiqa
+from distill.models.teacher_file import LoadedTeacher, Teacher
 from distill.say import say, show_progress
 from distill.teacher_score import CropProtocol, normalised, with_smallest_side
 

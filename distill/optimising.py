@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -11,22 +12,32 @@ from torch import nn
 from distill.models.student import Student
 from distill.recipe import TrainConfig
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class Averaged:
-    """An exponential moving average of a model's parameters."""
 
-    def __init__(self, model: Student, decay: float) -> None:
+class Averaged(Generic[Network]):
+    """An exponential moving average of what training moves, running statistics included.
+
+    ``model`` is a network like the one that is trained, in evaluation mode.
+    """
+
+    def __init__(self, model: Network, decay: float) -> None:
         self.decay = decay
-        self.model = Student(dropout=0.0)
-        self.model.load_state_dict(model.state_dict())
-        self.model.to(next(model.parameters()).device)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def update(self, model: Student, step: int) -> None:
+    @torch.no_grad()
+    def update(self, model: Network, step: int) -> None:
         """Move towards the model; early steps move faster."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-                mine.lerp_(theirs, 1 - decay)
+        theirs = dict(model.named_parameters())
+        for name, mine in self.model.named_parameters():
+            if theirs[name].requires_grad:
+                mine.lerp_(theirs[name], 1 - decay)
+        for averaged, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            if averaged.dtype.is_floating_point:
+                averaged.lerp_(other, 1 - decay)
+            else:
+                averaged.copy_(other)
 
 
 def learning_rate_share(step: int, num_steps: int, warmup: int) -> float:

@@ -36,9 +36,10 @@ from dgiqa_stream.preprocess import reduced_rgb, stored_region
 from dgiqa_stream.scorer import Prediction, Scorer
 from dgiqa_stream.types import Crop, FrameBatch, Planes
 from distill.data.depth import DepthProvider, Map, Rgb, three_channels
-from distill.models.official import LoadedTeacher, Teacher
 from distill.models.student import IMAGENET_MEAN, IMAGENET_STD
 from distill.models.teacher import CROP_PX
+from distill.models.teacher_file import LoadedTeacher, Teacher
+from distill.say import say
 
 if TYPE_CHECKING:
     from dgiqa_stream.backends import Backend
@@ -292,6 +293,15 @@ def manifest_of(teacher: LoadedTeacher) -> ModelManifest:
         calibration="none: 100 times the network's output",
         made_by="dgiqa-distill convert",
     )
+
+
+def tell_other_depth(teacher: LoadedTeacher, depth: DepthProvider) -> None:
+    """Say so where a teacher learned with other depth maps than it is to be asked with."""
+    if teacher.depth and teacher.depth != depth.identity:
+        say(
+            f"this teacher learned with depth maps of {teacher.depth}, and gets those of "
+            f"{depth.identity}: its scores will not be what they were judged to be; see --depth"
+        )
 
 
 def torch_device(name: str) -> torch.device:

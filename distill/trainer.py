@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -52,10 +53,10 @@ def train(
     model computes, not its parameters, before the first step: quantisation-aware training rounds
     there. ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (weights), ``log.csv``,
     ``validation.csv`` and ``curves.png``. Raises ``ValueError`` where the data lack pictures,
-    :class:`ConfigError` where they lack labels that the recipe's losses need or are not those the
-    run began with, :class:`SourceError` where too many pictures cannot be read,
-    :class:`SinkError` on a full disk, ``FloatingPointError`` where a loss or gradient is no longer
-    a number.
+    :class:`ConfigError` where they lack labels that the recipe's losses need, or where they or the
+    recipe are not those the run began with, :class:`SourceError` where too many pictures cannot be
+    read, :class:`SinkError` on a full disk, ``FloatingPointError`` where a loss or gradient is no
+    longer a number.
     """
     if (backbone is None) == (weights is None):
         raise ValueError("training starts from a backbone or from weights: give one of them")
@@ -125,6 +126,7 @@ class _Fit:
                 f"{self.folder.folder} was begun with other data or a teacher's other labels "
                 f"({state['data']}, now {self.data.identity}): give another --run folder"
             )
+        self._refuse_other_recipe(state.get("recipe", {}))
         self.model.load_state_dict(state["model"])
         self.averaged.model.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -132,6 +134,24 @@ class _Fit:
         self.objective.load_state_dict(state.get("objective", {}))
         self.scaler.load_state_dict(state.get("scaler", {}))
         self.first, self.best = state["step"], state["best"]
+
+    def _recipe(self) -> dict[str, Any]:
+        """What must be the same for a run to go on, by key of the recipe's file."""
+        tables = msgspec.to_builtins(self.recipe)
+        flat = {
+            f"{table}.{key}": value for table in ("train", "losses")
+            for key, value in tables[table].items()
+        }  # fmt: skip
+        return {**flat, "views": tables["views"], "steps": self.num_steps}
+
+    def _refuse_other_recipe(self, begun: Mapping[str, Any]) -> None:
+        now = self._recipe()
+        for key, value in begun.items():
+            if now.get(key) != value:
+                raise ConfigError(
+                    f"{self.folder.folder} was begun with {key} {value}, not {now.get(key)}: give "
+                    "the same recipe and --steps, or another --run folder"
+                )
 
     def _save_checkpoint(self, step: int) -> None:
         state = {
@@ -142,6 +162,7 @@ class _Fit:
             "objective": self.objective.state_dict(),
             "scaler": self.scaler.state_dict(),
             "data": self.data.identity,
+            "recipe": self._recipe(),
             "step": step,
             "best": self.best,
         }

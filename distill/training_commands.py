@@ -53,14 +53,17 @@ def label(
     from distill.data.depth import PUBLISHED_DEPTH, open_depth
     from distill.labelling import label_shards
     from distill.models.official import open_teacher
-    from distill.teacher_score import make_protocol, torch_device
+    from distill.teacher_score import make_protocol, tell_other_depth, torch_device
 
     keep_freed_memory()
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     where = torch_device(device)
+    opened = open_teacher(teacher, backbone=backbone)
+    maps = open_depth(depth or PUBLISHED_DEPTH, device=str(where), cache=depth_cache)
+    tell_other_depth(opened, maps)
     manifest = label_shards(
-        open_teacher(teacher, backbone=backbone),
-        open_depth(depth or PUBLISHED_DEPTH, device=str(where), cache=depth_cache),
+        opened,
+        maps,
         make_protocol("grid", num_crops=crops),
         shards,
         output,

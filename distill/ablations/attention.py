@@ -1,7 +1,7 @@
 """What a teacher's labels teach a student, kind after kind, by the trainer itself: trunk moving.
 
 Unlike the other comparisons nothing is frozen here but the teacher's pyramids. The teacher is DGIQA
-on the MobileNetV2 pyramid, a quarter of the published widths, taught in one pass over three times
+on the MobileNetV2 pyramid, a quarter of the published widths, taught in one pass over twice
 the student's pictures.
 """
 
@@ -31,7 +31,8 @@ from distill.data.shards import (
 )
 from distill.data.training_data import TrainingData
 from distill.labelling import label_shards
-from distill.models.official import LoadedTeacher, open_teacher
+from distill.models.official import open_teacher
+from distill.models.teacher_file import LoadedTeacher
 from distill.recipe import DataConfig, LossConfig, Recipe, TrainConfig
 from distill.run_folder import VALIDATION, read_table
 from distill.teacher_score import make_protocol
@@ -49,7 +50,7 @@ VARIANTS = {
     ),
 }
 """Each has what the ones before it have; weights as in ``configs/distill/dgiqa.toml``."""
-_TEACHERS_SHARE = 3
+_TEACHERS_SHARE = 2
 _NUM_CROPS = 4  # of 224 pixels out of 384: they see the whole picture
 _MADE_BY = "python -m distill.ablations attention"
 
@@ -171,12 +172,12 @@ def _recipe(losses: LossConfig, settings: Settings, *, seed: int) -> Recipe:
     return Recipe(
         name="attention",
         views=[
-            ViewSpec("whole", "whole", 160, 160),
-            ViewSpec("fragments", "fragments", 128, 128, 4, 4),
+            ViewSpec("whole", "whole", 128, 128),
+            ViewSpec("fragments", "fragments", 96, 96, 4, 4),
         ],
         data=DataConfig(num_validation=0, seed=settings.seed),
         train=TrainConfig(
-            seed=seed, num_epochs=settings.num_epochs, rated_batch=max(2, settings.batch // 2),
+            seed=seed, num_epochs=settings.num_epochs, rated_batch=max(2, settings.batch // 4),
             ladder_groups=1, ladder_levels=2, head_epochs=30, trunk_rate=1.5e-4, head_rate=2e-4,
             warmup_steps=5, weight_decay=0.02, dropout=0.3, ema_decay=0.9, plcc_weight=0.3,
             ladder_weight=0.0, ladder_margin=0.2, smallest_crop=0.85,

@@ -25,8 +25,9 @@ import msgspec
 from dgiqa_stream.errors import ConfigError, SourceError
 from distill.data.build import content_split
 from distill.data.codecs import library_versions
-from distill.data.datasets import DATASETS, RatedItem
+from distill.data.datasets import RatedItem
 from distill.data.degradations import degradation
+from distill.data.rated_sets import DATASETS
 from distill.data.shard_records import (
     CleanPicture,
     Job,

@@ -12,6 +12,7 @@ from typing import Any
 
 from dgiqa_stream.errors import SourceError
 from dgiqa_stream.types import Planes
+from distill.data.codecs import Rgb
 from distill.data.labels import LabelReader, shards_digest
 from distill.data.loader import AnyRecord, PictureSet
 from distill.data.packed import Pack, as_planes_420
@@ -19,7 +20,7 @@ from distill.data.shards import ShardReader, ShardRecord
 
 
 class ShardPictures:
-    """Some pictures of a folder of shards, read as a pack is: by 4:2:0 planes.
+    """Some pictures of a folder of shards, as RGB or, as a pack has them, by 4:2:0 planes.
 
     Threads may share it: each opens the shards anew.
     """
@@ -30,10 +31,14 @@ class ShardPictures:
 
     def planes(self, record: ShardRecord) -> Planes:
         """The samples of one picture; raises :class:`SourceError` where it cannot be read."""
+        return as_planes_420(self.rgb(record))
+
+    def rgb(self, record: ShardRecord) -> Rgb:
+        """uint8 (H, W, 3) of one picture; raises as :meth:`planes`."""
         reader = getattr(self._of_thread, "reader", None)
         if reader is None:
             reader = self._of_thread.reader = copy.copy(self._reader)
-        return as_planes_420(reader.picture(record))
+        return reader.picture(record)
 
     def __reduce__(self) -> tuple[type[ShardPictures], tuple[Any, ...]]:
         """Another process opens the shards anew."""

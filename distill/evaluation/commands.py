@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa_stream.errors import ConfigError
-from distill.data.datasets import DATASETS, RatedItem
+from distill.data.datasets import RatedItem
+from distill.data.rated_sets import DATASETS
 from distill.evaluation.agreement import FEWEST_PICTURES, NUM_RESAMPLES
 from distill.process import command_line
 from distill.say import say

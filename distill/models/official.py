@@ -1,4 +1,4 @@
-"""Teachers from files: the published checkpoints, and safetensors that say what they hold.
+"""Teachers from files: the published checkpoints, and our own (:mod:`.teacher_file`).
 
 A ``.pth`` is opened with ``weights_only``: it can run no code. It is converted once to safetensors
 beside it, which later loads take as long as the ``.pth`` is the one it was made from.
@@ -6,29 +6,31 @@ beside it, which later loads take as long as the ``.pth`` is the one it was made
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
-from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError, SinkError
-from dgiqa_stream.versions import package_version
+from dgiqa_stream.errors import ConfigError, ModelError, SinkError
+from distill.data.shards import sha256_of
 from distill.models.backbones import SWIN
-from distill.models.glint import GlintConfig, GlintIQA
 from distill.models.teacher import Dgiqa, TeacherSpec
+from distill.models.teacher_file import (
+    SCHEMA,
+    LoadedTeacher,
+    TeacherAbout,
+    fill_,
+    import_safetensors,
+    read_about,
+    read_tensors,
+    save_teacher,
+)
 from distill.say import say
 
-Teacher = Dgiqa | GlintIQA
-"""What a teacher's file can hold."""
-SCHEMA: Literal["dgiqa.teacher/1"] = "dgiqa.teacher/1"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _RENAMED = (  # an earlier release of the definition, and of timm
@@ -39,55 +41,6 @@ _RENAMED = (  # an earlier release of the definition, and of timm
 )
 _DERIVED = re.compile(r"\.(relative_position_index|attn_mask)$")
 _LATER_DOWNSAMPLE = re.compile(r"^((?:depth_)?backbone\.layers_)(\d)(\.downsample\.)")
-_MOST_NAMED = 4
-
-
-class TeacherAbout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a teacher's safetensors says of itself."""
-
-    schema: Literal["dgiqa.teacher/1"]
-    backbone: str
-    bridge_channels: tuple[int, ...]
-    num_heads: int
-    pooled_channels: int
-    version: str
-    """Of the weights; a change that moves scores changes it."""
-    made_by: str
-    """Package and version that wrote the file."""
-    source_name: str = ""
-    """The checkpoint it was converted from, where it was."""
-    source_bytes: int = 0
-    source_sha256: str = ""
-    depth: str = ""
-    """What made the depth maps it was trained with, where that is known."""
-    glint: GlintConfig | None = None
-    """The architecture where it is not DGIQA's."""
-
-    @property
-    def spec(self) -> TeacherSpec:
-        """The architecture of a DGIQA."""
-        return TeacherSpec(
-            self.backbone, self.bridge_channels, self.num_heads, self.pooled_channels
-        )
-
-    def build(self) -> Teacher:
-        """A network of this architecture, with random weights."""
-        return Dgiqa(self.spec) if self.glint is None else GlintIQA(self.glint)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadedTeacher:
-    """A teacher in evaluation mode, and the file it came from."""
-
-    model: Teacher
-    version: str
-    sha256: str
-    size_bytes: int
-
-    @property
-    def backbone(self) -> str:
-        """What it looks through."""
-        return _backbone_of(self.model)
 
 
 def open_teacher(path: Path, *, backbone: str | None = None) -> LoadedTeacher:
@@ -101,7 +54,7 @@ def open_teacher(path: Path, *, backbone: str | None = None) -> LoadedTeacher:
         raise ModelError(f"no teacher at {path}: give a .safetensors or a published .pth")
     if path.suffix != ".safetensors":
         model = load_official(path, backbone=backbone or SWIN)
-        return LoadedTeacher(model, "published", _sha256(path), path.stat().st_size)
+        return LoadedTeacher(model, "published", sha256_of(path), path.stat().st_size)
     about = read_about(path)
     if about is None:
         raise ModelError(
@@ -111,8 +64,9 @@ def open_teacher(path: Path, *, backbone: str | None = None) -> LoadedTeacher:
     if backbone not in (None, about.backbone):
         raise ConfigError(f"{path.name} is of backbone {about.backbone}, not {backbone}")
     built = about.build()
-    _fill_(built, _read_tensors(path), path)
-    return LoadedTeacher(built.eval(), about.version, _sha256(path), path.stat().st_size)
+    fill_(built, read_tensors(path), path)
+    size = path.stat().st_size
+    return LoadedTeacher(built.eval(), about.version, sha256_of(path), size, about.depth)
 
 
 def load_official(path: Path, *, backbone: str = SWIN) -> Dgiqa:
@@ -125,7 +79,7 @@ def load_official(path: Path, *, backbone: str = SWIN) -> Dgiqa:
     beside = path.with_suffix(".safetensors")
     about = read_about(beside) if beside.is_file() else None
     if about is not None and about.backbone == backbone and source.is_that_of(about, beside):
-        return _fitted(about.spec, _read_tensors(beside), beside)
+        return _fitted(about.spec, read_tensors(beside), beside)
     model = _fitted(TeacherSpec(backbone), _read_pickle(path), path)
     if beside.is_file() and about is None:
         say(f"{beside.name} is not a conversion of {path.name}: left as it is")
@@ -157,55 +111,6 @@ def convert_official(
         raise SinkError(f"cannot write {target}: {exc.strerror}; choose another -o") from exc
 
 
-def save_teacher(
-    model: Teacher, path: Path, *, version: str, source: Path | None = None, depth: str = ""
-) -> None:
-    """Write a teacher as safetensors that say what they hold; whole or not at all.
-
-    ``depth`` is the identity of the provider that its depth maps came from in training.
-    """
-    save_file = _safetensors().torch.save_file
-    about = TeacherAbout(
-        schema=SCHEMA,
-        backbone=_backbone_of(model),
-        **_shape_of(model),
-        version=version,
-        made_by=f"dgiqa-stream {package_version()}",
-        source_name=source.name if source else "",
-        source_bytes=source.stat().st_size if source else 0,
-        source_sha256=_sha256(source) if source else "",
-        depth=depth,
-    )
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.touch()
-        mode = beside.stat().st_mode  # safetensors makes files that only their maker may read
-        save_file(tensors, beside, metadata={"dgiqa": msgspec.json.encode(about).decode()})
-        beside.chmod(mode)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def read_about(path: Path) -> TeacherAbout | None:
-    """What a safetensors says of itself; None where it is no teacher's.
-
-    Raises :class:`ModelError` for a file that is no safetensors at all.
-    """
-    safetensors = _safetensors()
-    try:
-        with safetensors.safe_open(path, "pt") as opened:
-            told = (opened.metadata() or {}).get("dgiqa")
-    except (safetensors.SafetensorError, OSError) as exc:
-        raise ModelError(f"{path.name} cannot be read as safetensors: {exc}") from exc
-    try:
-        return None if told is None else msgspec.json.decode(told, type=TeacherAbout)
-    except msgspec.DecodeError as exc:
-        raise ModelError(f"{path.name} is not a {SCHEMA} file: {exc}") from exc
-
-
 def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names that :class:`Dgiqa` has, from those of any release.
 
@@ -234,7 +139,7 @@ def read_backbone_weights(path: Path) -> dict[str, Tensor]:
     ``.safetensors``, or a pickle of tensors alone. Raises :class:`ModelError` for another file.
     """
     if path.suffix == ".safetensors":
-        safetensors = _safetensors()
+        safetensors = import_safetensors()
         try:
             found = safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError) as exc:
@@ -257,7 +162,7 @@ class _Source:
         return (
             theirs.st_mtime_ns >= mine.st_mtime_ns
             and about.source_bytes == mine.st_size
-            and about.source_sha256 == _sha256(self._path)
+            and about.source_sha256 == sha256_of(self._path)
         )
 
 
@@ -281,79 +186,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return official_names(found)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = _safetensors().torch.load_file(path)
-    return tensors
-
-
-def _shape_of(model: Teacher) -> dict[str, Any]:
-    """The fields of :class:`TeacherAbout` that say the architecture."""
-    if isinstance(model, GlintIQA):
-        width, config = model.wide.width, replace(model.config, pretrained=False)
-        return {"bridge_channels": (), "num_heads": 0, "pooled_channels": width, "glint": config}
-    spec = model.spec
-    return {
-        "bridge_channels": spec.bridge_channels,
-        "num_heads": spec.num_heads,
-        "pooled_channels": spec.pooled_channels,
-    }
-
-
-def _backbone_of(model: Teacher) -> str:
-    return model.spec.backbone if isinstance(model, Dgiqa) else model.config.name
-
-
 def _fitted(spec: TeacherSpec, tensors: dict[str, Tensor], path: Path) -> Dgiqa:
-    """A DGIQA with these weights, in evaluation mode; raises as :func:`_fill_`."""
+    """A DGIQA with these weights, in evaluation mode; raises as :func:`fill_`."""
     model = Dgiqa(spec)
-    _fill_(model, tensors, path)
+    fill_(model, tensors, path)
     return model.eval()
-
-
-def _fill_(model: Teacher, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load weights; raises :class:`ModelError` where they are not the model's own."""
-    wanted = model.state_dict()
-    problems = [
-        _listed("missing", wanted.keys() - tensors.keys()),
-        _listed("unknown", tensors.keys() - wanted.keys()),
-        _listed(
-            "of another shape",
-            (
-                f"{key} {tuple(tensors[key].shape)} where {tuple(wanted[key].shape)} is needed"
-                for key in wanted.keys() & tensors.keys()
-                if tensors[key].shape != wanted[key].shape
-            ),
-        ),
-    ]
-    if any(problems):
-        raise ModelError(
-            f"{path.name} does not fit {type(model).__name__} on {_backbone_of(model)}: "
-            f"{'; '.join(filter(None, problems))}. Give a published DGIQA checkpoint, or name the "
-            "backbone it was trained with (--backbone)"
-        )
-    model.load_state_dict(tensors)
-
-
-def _listed(what: str, keys: Iterable[str]) -> str:
-    names = sorted(keys)
-    if not names:
-        return ""
-    more = ", …" if len(names) > _MOST_NAMED else ""
-    noun = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {noun} {what} ({', '.join(names[:_MOST_NAMED])}{more})"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as exc:
-        raise BackendUnavailable(
-            f"a teacher's file needs {exc.name!r}: pip install 'dgiqa-stream[teacher]'"
-        ) from exc
-    return safetensors

@@ -104,6 +104,10 @@ def transfer_labels(
         str, typer.Option(help="What the weights are of: mobilenetv2, or a timm network.")
     ] = "mobilenetv2",
     neighbours: Annotated[int, typer.Option(help="Rated pictures to average.", min=1)] = 1,
+    num_validation: Annotated[
+        int, typer.Option(help="Of --biq2021, as in the recipe that the labels are for.", min=0)
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Likewise: other pictures would be held back.")] = 1,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -114,7 +118,7 @@ def transfer_labels(
     _use_threads(threads)
     number = label_by_content(
         folder,
-        _rated(DataConfig(num_validation=1000, seed=1), shards, biq2021, packs),
+        _rated(DataConfig(num_validation=num_validation, seed=seed), shards, biq2021, packs),
         output,
         extractor=extractor,
         weights=backbone,
@@ -133,12 +137,12 @@ def _rated(
     data: DataConfig, shards: Path | None, biq2021: Path | None, packs: Path | None
 ) -> PictureSet:
     """The one set that was given."""
-    from distill.teachers.pictures import BiqPictures, PackPictures, ShardPictures
+    from distill.teachers.pictures import BiqPictures, LabelledShards, PackPictures
 
     if [shards, biq2021, packs].count(None) != 2:
         raise ConfigError("rated pictures come from one place: give --shards, --biq2021 or --packs")
     if shards is not None:
-        return ShardPictures(shards)
+        return LabelledShards(shards)
     if biq2021 is not None:
         return BiqPictures(biq2021, num_validation=data.num_validation, seed=data.seed)
     assert packs is not None

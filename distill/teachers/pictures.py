@@ -5,9 +5,7 @@ The official test part of a set is never among them: no training and no choice m
 
 from __future__ import annotations
 
-import copy
 import csv
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from distill.data.build import LONGEST_PX, read_picture
 from distill.data.depth import DepthProvider, Rgb, three_channels
 from distill.data.packed import Pack
 from distill.data.shards import ShardReader, ShardRecord
+from distill.data.training_data import ShardPictures
 from distill.models.teacher import CROP_PX
 from distill.teacher_score import normalised, with_smallest_side
 
@@ -88,7 +87,7 @@ class BiqPictures:
         return read_rgb(self._rated[index].path)
 
 
-class ShardPictures:
+class LabelledShards:
     """Shards of ``dgiqa-distill shards``: ratings, and pseudo-MOS at their confidence.
 
     People choose the best weights where they rated any validation picture, else pseudo-MOS does.
@@ -106,13 +105,11 @@ class ShardPictures:
             or (r.split == "validation" and (r.mos is not None or not by_people))
         ]
         self.pictures = [Labelled(r.name, r.split, _quality(r), _weight(r)) for r in self._records]
-        self._reader, self._local = reader, threading.local()
+        self._from = ShardPictures(reader, self._records)
 
     def rgb(self, index: int) -> Rgb:
         """See :class:`PictureSet`."""
-        if not hasattr(self._local, "reader"):  # a reader's open files belong to one thread
-            self._local.reader = copy.copy(self._reader)
-        return self._local.reader.picture(self._records[index])
+        return self._from.rgb(self._records[index])
 
 
 def _quality(record: ShardRecord) -> float:

@@ -21,16 +21,15 @@ from dgiqa_stream.errors import ConfigError
 from distill.data.depth import DepthProvider, Map, Rgb
 from distill.data.loader import read_ahead
 from distill.data.shards import write_json
-from distill.models.official import Teacher, save_teacher
 from distill.models.qfm import QfmRegulariser
-from distill.optimising import learning_rate_share
+from distill.models.teacher_file import Teacher, save_teacher
+from distill.optimising import Averaged, learning_rate_share
 from distill.run_folder import CHECKPOINT, LOG, VALIDATION, RunFolder
 from distill.say import say
 from distill.teacher_score import GridProtocol, score_picture, torch_device
 from distill.teachers.pictures import CropLoader, Crops, PictureSet
 from distill.teachers.recipe import DgiqaModel, TeacherRecipe
 from distill.teachers.training import (
-    AveragedTeacher,
     Semantics,
     losses_of,
     make_regulariser,
@@ -134,7 +133,7 @@ class _Teaching:
         self.moving: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.rates = [group["lr"] for group in groups]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
-        self.averaged = AveragedTeacher(self.model, self.config.ema_decay)
+        self.averaged = Averaged(self.model, self.config.ema_decay)
         self.qfm: tuple[QfmRegulariser, Semantics] | None = None
         if self.recipe.qfm.is_on:
             self.qfm = make_regulariser(self.model, self.recipe.qfm), Semantics(self.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from distill.models.backbones import (
     load_mobilenetv2_,
 )
 from distill.models.glint import GlintIQA
-from distill.models.official import Teacher, read_backbone_weights
+from distill.models.official import read_backbone_weights
 from distill.models.qfm import QfmRegulariser
 from distill.models.teacher import Dgiqa
+from distill.models.teacher_file import Teacher
 from distill.teachers.pictures import Crops
 from distill.teachers.recipe import DgiqaModel, FitConfig, GlintModel, QfmConfig, TeacherRecipe
 
@@ -117,28 +117,6 @@ def parameter_groups(teacher: Teacher, config: FitConfig) -> list[dict[str, Any]
         moving = [p for p in teacher.parameters() if id(p) in slow]
         groups.append({"params": moving, "lr": config.pyramid_rate})
     return groups
-
-
-class AveragedTeacher:
-    """An exponential moving average of what training moves, running statistics included."""
-
-    def __init__(self, teacher: Teacher, decay: float) -> None:
-        self.decay = decay
-        self.model = copy.deepcopy(teacher).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, teacher: Teacher, step: int) -> None:
-        """Move towards the teacher; early steps move faster."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        theirs = dict(teacher.named_parameters())
-        for name, mine in self.model.named_parameters():
-            if theirs[name].requires_grad:
-                mine.lerp_(theirs[name], 1 - decay)
-        for averaged, other in zip(self.model.buffers(), teacher.buffers(), strict=True):
-            if averaged.dtype.is_floating_point:
-                averaged.lerp_(other, 1 - decay)
-            else:
-                averaged.copy_(other)
 
 
 class Semantics:

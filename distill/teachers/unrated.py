@@ -27,7 +27,13 @@ from distill.models.official import open_teacher
 from distill.models.qfm import pseudo_labels
 from distill.models.teacher import CROP_PX
 from distill.say import say, show_progress
-from distill.teacher_score import make_protocol, normalised, score_picture, torch_device
+from distill.teacher_score import (
+    make_protocol,
+    normalised,
+    score_picture,
+    tell_other_depth,
+    torch_device,
+)
 from distill.teachers.pictures import PictureSet, read_labels, read_rgb
 from distill.teachers.recipe import ExpansionConfig
 from distill.teachers.training import load_pyramid_
@@ -70,6 +76,7 @@ def label_by_teacher(
     file there was made otherwise.
     """
     opened = open_teacher(teacher)
+    tell_other_depth(opened, depth)
     settings = {"num_crops": config.num_crops, "temperature": config.temperature}
     about = LabelsAbout("teacher", teacher.name, opened.sha256, depth.identity, settings)
     if _is_there(output, about):

@@ -203,8 +203,8 @@ def shards(write_shards, tmp_path_factory) -> Path:
 def teacher():
     """A DGIQA in narrow, of random weights."""
     torch = pytest.importorskip("torch")
-    from distill.models.official import LoadedTeacher
     from distill.models.teacher import Dgiqa, TeacherSpec
+    from distill.models.teacher_file import LoadedTeacher
 
     torch.manual_seed(6)
     spec = TeacherSpec("mobilenetv2", (8, 8, 16, 16), 4, 24)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from dgiqa_stream.errors import ConfigError
 from distill.data.biq2021 import load_biq2021
-from distill.data.datasets import DATASETS, describe, load_dataset
+from distill.data.datasets import load_dataset
 from distill.data.picture_datasets import (
     KADID_DEGRADATIONS,
     LIVE_FOLDERS,
     TID_DEGRADATIONS,
 )
+from distill.data.rated_sets import DATASETS, describe
 from distill.data.splits import draw_splits
 from made_sets import table, touch
 

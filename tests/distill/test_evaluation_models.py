@@ -258,8 +258,8 @@ def test_a_teacher_with_depth_is_told_where_pictures_lie(items, tmp_path):
     pytest.importorskip("timm")
     from distill.data.build import read_picture
     from distill.data.depth import open_depth
-    from distill.models.official import LoadedTeacher
     from distill.models.teacher import Dgiqa, TeacherSpec
+    from distill.models.teacher_file import LoadedTeacher
     from distill.teacher_score import GridProtocol, teacher_scorer
 
     paths = [item.path for item in items[:2]]

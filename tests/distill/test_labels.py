@@ -24,8 +24,8 @@ from distill.data.labels import LabelReader, as_looked_at, overlap, read_label_m
 from distill.data.loader import Draw, Look  # noqa: E402
 from distill.data.shards import ShardReader, sha256_of, write_json  # noqa: E402
 from distill.describing import describe_crops, over_picture  # noqa: E402
-from distill.models.official import LoadedTeacher  # noqa: E402
 from distill.models.teacher import Dgiqa  # noqa: E402
+from distill.models.teacher_file import LoadedTeacher  # noqa: E402
 from distill.teacher_score import GridProtocol, score_picture  # noqa: E402
 
 WHOLE = Look((0.0, 0.0, 1.0, 1.0), False, np.zeros((1, 1, 2)))
@@ -182,7 +182,7 @@ from pathlib import Path
 import torch
 from distill import labelling
 from distill.data.depth import ClassicalDepth
-from distill.models.official import LoadedTeacher
+from distill.models.teacher_file import LoadedTeacher
 from distill.models.teacher import Dgiqa, TeacherSpec
 from distill.teacher_score import GridProtocol
 

@@ -14,14 +14,9 @@ pytest.importorskip("safetensors")
 
 from dgiqa_stream.errors import ConfigError, ModelError  # noqa: E402
 from distill.models import official  # noqa: E402
-from distill.models.official import (  # noqa: E402
-    load_official,
-    official_names,
-    open_teacher,
-    read_about,
-    save_teacher,
-)
+from distill.models.official import load_official, official_names, open_teacher  # noqa: E402
 from distill.models.teacher import Dgiqa, TeacherSpec  # noqa: E402
+from distill.models.teacher_file import read_about, save_teacher  # noqa: E402
 
 SMALL = "mobilenetv3_small_050"
 

@@ -26,8 +26,9 @@ from distill import cli  # noqa: E402
 from distill.data.degrade import encode, pan  # noqa: E402
 from distill.data.depth import ClassicalDepth, DepthFromFiles  # noqa: E402
 from distill.models import official  # noqa: E402
-from distill.models.official import open_teacher, save_teacher  # noqa: E402
+from distill.models.official import open_teacher  # noqa: E402
 from distill.models.teacher import Dgiqa, TeacherSpec  # noqa: E402
+from distill.models.teacher_file import save_teacher  # noqa: E402
 from distill.teacher_score import (  # noqa: E402
     GridProtocol,
     OfficialProtocol,
@@ -295,6 +296,23 @@ def test_pictures_and_a_clip_from_end_to_end(call, inputs, weights):
     )  # fmt: skip
     assert again[1] == out
     assert len(again[2]) == 1
+
+
+@pytest.mark.parametrize(
+    ("learned", "is_told"), [("", 0), ("depth-anything/v2", 1), (ClassicalDepth().identity, 0)]
+)
+def test_other_depth_than_the_teachers_is_told(call, inputs, teacher, tmp_path, learned, is_told):
+    """A teacher that learned with a network's maps and is asked with classical ones scores with one
+    line that names both; its own maps, or a file that names none, say nothing.
+    """
+    path = tmp_path / "t.safetensors"
+    save_teacher(teacher.model, path, version="0.0.1", depth=learned)
+    asked = ("--teacher", path, "--depth", "classical", "--device", "cpu", "--threads", 1)
+    code, _, err = call("score", inputs / "a.png", *asked)
+    assert code == 0
+    told = [line for line in err if "learned with" in line]
+    assert len(told) == is_told
+    assert all(learned in line and "classical/1" in line for line in told)
 
 
 def test_json_says_how_it_was_made(call, inputs, weights):

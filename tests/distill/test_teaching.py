@@ -22,13 +22,14 @@ from dgiqa_stream.correlation import srcc  # noqa: E402
 from dgiqa_stream.errors import ConfigError, ModelError  # noqa: E402
 from distill.data.depth import ClassicalDepth  # noqa: E402
 from distill.models.backbones import MobileNetPyramid, load_mobilenetv2_  # noqa: E402
-from distill.models.official import open_teacher, read_about  # noqa: E402
+from distill.models.official import open_teacher  # noqa: E402
+from distill.models.teacher_file import read_about  # noqa: E402
+from distill.optimising import Averaged  # noqa: E402
 from distill.teacher_score import GridProtocol, score_picture  # noqa: E402
 from distill.teachers.pictures import CropLoader, Crops, Labelled, PackPictures  # noqa: E402
 from distill.teachers.recipe import TeacherRecipe, load_teacher_recipe  # noqa: E402
 from distill.teachers.teaching import teach  # noqa: E402
 from distill.teachers.training import (  # noqa: E402
-    AveragedTeacher,
     Semantics,
     losses_of,
     make_regulariser,
@@ -317,7 +318,7 @@ def test_averages_follow_parameters_and_statistics(backbone):
     torch.manual_seed(1)
     teacher = make_teacher(made(), backbone=backbone)
     set_training_(teacher, frozen=True)
-    averaged = AveragedTeacher(teacher, 0.9)
+    averaged = Averaged(teacher, 0.9)
     with torch.no_grad():
         teacher.fc.bias.add_(1.0)
         teacher.tcb1.norm.running_mean.add_(2.0)

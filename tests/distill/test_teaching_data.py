@@ -19,14 +19,15 @@ from distill import cli  # noqa: E402
 from distill.data.depth import ClassicalDepth  # noqa: E402
 from distill.data.packed import Record, as_planes_420, write_pack  # noqa: E402
 from distill.data.shards import Manifest, ShardRecord, ShardWriter, write_json  # noqa: E402
-from distill.models.official import open_teacher, save_teacher  # noqa: E402
+from distill.models.official import open_teacher  # noqa: E402
 from distill.models.teacher import Dgiqa, TeacherSpec  # noqa: E402
+from distill.models.teacher_file import save_teacher  # noqa: E402
 from distill.teacher_score import GridProtocol, score_picture  # noqa: E402
 from distill.teachers.pictures import (  # noqa: E402
     JoinedPictures,
     LabelledFolder,
+    LabelledShards,
     PackPictures,
-    ShardPictures,
     read_labels,
     read_rgb,
 )
@@ -134,7 +135,7 @@ def test_shards_teach_by_people_and_by_measures(make_picture, tmp_path):
         ShardRecord("e", "e", "validation", "x", pseudo_mos=0.9, confidence=0.8),
         ShardRecord("f", "f", "test", "x", mos=0.9),
     ]
-    found = ShardPictures(shards_of(tmp_path / "both", records, make_picture))
+    found = LabelledShards(shards_of(tmp_path / "both", records, make_picture))
     told = [(p.name, p.split, p.quality, p.weight) for p in found.pictures]
     assert told == [
         ("a", "train", 0.25, 1.0),
@@ -143,7 +144,7 @@ def test_shards_teach_by_people_and_by_measures(make_picture, tmp_path):
     ]
     np.testing.assert_array_equal(found.rgb(2), make_picture(3))
     unrated_only = [r for r in records if r.mos is None]
-    alone = ShardPictures(shards_of(tmp_path / "pseudo", unrated_only, make_picture))
+    alone = LabelledShards(shards_of(tmp_path / "pseudo", unrated_only, make_picture))
     assert [p.name for p in alone.pictures] == ["b", "e"]
 
 

@@ -13,7 +13,8 @@ pytest.importorskip("timm")
 
 from dgiqa_stream.errors import ConfigError  # noqa: E402
 from distill.models.glint import GlintIQA  # noqa: E402
-from distill.models.official import open_teacher, read_about  # noqa: E402
+from distill.models.official import open_teacher  # noqa: E402
+from distill.models.teacher_file import read_about  # noqa: E402
 from distill.teacher_score import manifest_of  # noqa: E402
 from distill.teachers.pictures import PackPictures  # noqa: E402
 from distill.teachers.recipe import TeacherRecipe  # noqa: E402

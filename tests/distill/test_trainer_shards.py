@@ -189,6 +189,35 @@ def test_other_labels_do_not_go_on(trained, fit, label, shards, teacher, tmp_pat
     assert (run / "checkpoint.pt").read_bytes() == before
 
 
+def recipe_with(recipe, **changes):
+    """The recipe with other values in its tables train and losses."""
+    tables = {
+        table: msgspec.structs.replace(getattr(recipe, table), **values)
+        for table, values in changes.items()
+    }
+    return msgspec.structs.replace(recipe, **tables)
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_steps", "told"),
+    [
+        ({"train": {"head_rate": 0.25}}, NUM_STEPS, r"train\.head_rate \S+, not 0\.25"),
+        ({"losses": {"attention": 0.7}}, NUM_STEPS, r"losses\.attention \S+, not 0\.7"),
+        ({}, NUM_STEPS + 2, f"steps {NUM_STEPS}, not {NUM_STEPS + 2}"),
+    ],
+)
+def test_another_recipe_does_not_go_on(trained, fit, taught_recipe, changes, num_steps, told):
+    """A run refuses another recipe or length in one line that names what differs, and both values;
+    its checkpoint stays.
+    """
+    run, _ = trained
+    before = (run / "checkpoint.pt").read_bytes()
+    with pytest.raises(ConfigError, match=told) as refused:
+        fit(run, recipe=recipe_with(taught_recipe, **changes), num_steps=num_steps)
+    assert "\n" not in str(refused.value)
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
 def test_a_full_disk_at_a_checkpoint_loses_nothing(fit, trained, tmp_path, monkeypatch):
     """A file-size limit met in a checkpoint is one line; the checkpoint before it is whole, nothing
     is half-written, and the run goes on to the same end once there is room.

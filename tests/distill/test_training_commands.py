@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from distill import cli
-from distill.models.official import save_teacher
+from distill.models.teacher_file import save_teacher
 
 
 @pytest.fixture
