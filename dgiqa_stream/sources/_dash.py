@@ -23,10 +23,7 @@ _DURATION_WAIT_SECONDS = 2.0  # it was written before the first frame, maybe not
 # A manifest from the network names no local file.
 _REMOTE = ("-protocol_whitelist", "http,https,httpproxy,tcp,tls,crypto,data")
 # Copied without re-coding into NUT, which holds any codec and writes each packet at once.
-_TO_PIPE = (
-    *("-an", "-sn", "-dn", "-c", "copy", "-copyts", "-avoid_negative_ts", "disabled"),
-    *("-f", "nut", "pipe:1"),
-)
+_TO_PIPE = ("-an", "-sn", "-dn", "-c", "copy", "-f", "nut", "pipe:1")
 
 
 def open_url(url: str, settings: SourceSettings, *, stream: str) -> PyavSource | HelperSource:

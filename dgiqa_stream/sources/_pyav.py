@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 from collections import deque
@@ -14,17 +15,12 @@ from typing import TYPE_CHECKING, Any
 from dgiqa_stream.errors import SourceError, SourceUnavailable, SourceUnsupported
 from dgiqa_stream.sources import is_still
 from dgiqa_stream.sources._container import choose_track, open_container
+from dgiqa_stream.sources._describe import describe, may_be_picture_sequence
 from dgiqa_stream.sources._faults import ErrorFlood, source_error
-from dgiqa_stream.sources._frames import (
-    MAX_FPS,
-    dts_seconds_of,
-    pts_seconds_of,
-    to_frame,
-    upright_size,
-)
+from dgiqa_stream.sources._frames import dts_seconds_of, pts_seconds_of, to_frame
 from dgiqa_stream.sources._pacing import Pacer, Patience
 from dgiqa_stream.sources._timeline import MPEG_WRAP_SECONDS, Timeline
-from dgiqa_stream.types import Frame, StreamInfo
+from dgiqa_stream.types import Frame
 from dgiqa_stream.urls import redact, scheme_of
 
 if TYPE_CHECKING:
@@ -74,7 +70,14 @@ class PyavSource:
         with ExitStack() as on_error:
             on_error.callback(self.close)
             self._prime()
-            self.info = self._describe()
+            self.info = describe(
+                self._container,
+                self._track,
+                first=self._pending[0],
+                url=self._url,
+                realtime=self._settings.realtime,
+                is_sequence=self._is_sequence,
+            )
             self._begin_seconds = _clock_seconds(self._pending[0]) or 0.0
             on_error.pop_all()
         self._patience.opened()
@@ -139,56 +142,23 @@ class PyavSource:
         self._damaged = False
 
     def _prime(self) -> None:
-        """Decode up to the first frame, which tells size, format and rotation."""
-        for frame in self._decoded():
-            self._pending.appendleft(frame)
-            return
-        raise SourceUnsupported(
-            f"{self._shown}: no frame could be decoded of its {self._codec} video; check it with "
-            "`ffprobe`"
-        )
+        """Decode up to the first frame, which tells size, format and rotation.
+
+        Up to the second where that tells a picture from a sequence of them.
+        """
+        may_be_sequence = may_be_picture_sequence(self._container, self._url)
+        first = list(itertools.islice(self._decoded(), 2 if may_be_sequence else 1))
+        self._pending.extendleft(reversed(first))
+        self._is_sequence = len(first) == 2 and _size(first[0]) == _size(first[1])
+        if not first:
+            raise SourceUnsupported(
+                f"{self._shown}: no frame could be decoded of its {self._codec} video; check it "
+                "with `ffprobe`"
+            )
 
     @property
     def _codec(self) -> str:
         return self._track.codec_context.name
-
-    def _describe(self) -> StreamInfo:
-        first = self._pending[0]
-        width, height = upright_size(first)
-        info = StreamInfo(
-            width=width,
-            height=height,
-            codec=self._codec,
-            pix_fmt=first.format.name,
-            average_fps=self._average_fps(),
-            duration_seconds=self._duration_seconds(),
-            num_frames_from_header=self._track.frames or None,
-            is_live=False,
-            container=self._container.format.name,
-        )
-        if is_still(info):
-            changes: dict[str, Any] = {"average_fps": None, "duration_seconds": None}
-        else:
-            changes = {"is_live": self._is_live(info.duration_seconds)}
-        return dataclasses.replace(info, **changes)
-
-    def _is_live(self, duration_seconds: float | None) -> bool:
-        scheme = scheme_of(self._url)
-        if scheme in ("file", "stdin"):
-            return self._settings.realtime
-        return duration_seconds is None or scheme not in ("http", "https")
-
-    def _average_fps(self) -> Fraction | None:
-        """The frame rate; Matroska without one has FFmpeg take its clock's, which is no rate."""
-        track = self._track
-        rates = (track.average_rate, track.guessed_rate, track.base_rate)
-        return next((rate for rate in rates if rate and 0 < rate <= MAX_FPS), None)
-
-    def _duration_seconds(self) -> float | None:
-        track = self._track
-        if track.duration and track.time_base:
-            return float(track.duration * track.time_base)
-        return self._container.duration / 1e6 if self._container.duration else None
 
     # From packets to frames -----------------------------------------------------------------
 
@@ -342,6 +312,10 @@ class PyavSource:
             corrupt=corrupt,
             codec_context=self._track.codec_context,
         )
+
+
+def _size(raw: av.VideoFrame) -> tuple[int, int]:
+    return raw.width, raw.height
 
 
 def _clock_seconds(raw: av.VideoFrame) -> float | None:
