@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import struct
 import time
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dgiqa_stream.sources._planes import dynamic_range_of, planes_of
-from dgiqa_stream.types import Frame, FrameInfo
+from dgiqa_stream.types import Frame, FrameInfo, Planes
 
 if TYPE_CHECKING:
     import av
@@ -49,12 +53,31 @@ def to_frame(
         discontinuity=jumped,
         received_at_seconds=time.time(),
     )
-    return Frame(planes_of(raw, rotation=info.rotation), info, stream)
+    planes = planes_of(raw, rotation=info.rotation)
+    return Frame(unmirrored(planes) if is_mirrored(raw) else planes, info, stream)
 
 
 def upright_turn(raw: av.VideoFrame) -> int:
     """Clockwise turn that shows the frame upright; PyAV gives it counter-clockwise."""
     return round(-raw.rotation / 90) % 4 * 90
+
+
+def is_mirrored(raw: av.VideoFrame) -> bool:
+    """Whether the frame is to be shown mirrored: its rows from the bottom up, then turned."""
+    try:
+        matrix: Any = raw.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18.1 trips over kinds that it does not know, as a photo's EXIF
+        return False
+    if matrix is None:
+        return False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    return bool(a * d - b * c < 0)
+
+
+def unmirrored(planes: Planes) -> Planes:
+    """Copies of the samples with the rows from the bottom up."""
+    flipped: Any = tuple(np.ascontiguousarray(plane[::-1]) for plane in planes.samples)
+    return dataclasses.replace(planes, samples=flipped)
 
 
 def upright_size(raw: av.VideoFrame) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Clips made and decoded by FFmpeg's own program: the outside truth of decoding; on pytest's path."""
+"""Clips made and decoded by FFmpeg's own program, decoding's outside truth; on pytest's path."""
 
 from __future__ import annotations
 

@@ -7,9 +7,7 @@ that is known; nothing here is compared with ourselves.
 from __future__ import annotations
 
 import itertools
-import json
 
-import av
 import media_servers as servers
 import numpy as np
 import pytest
@@ -19,16 +17,12 @@ from ffmpeg_clips import (
     X265,
     difference,
     make,
-    make_one,
     packed,
-    probed,
-    raw,
     raw_all,
     read,
 )
 
 from dgiqa_stream.preprocess import reduced_rgb
-from dgiqa_stream.sources import is_still
 
 pytestmark = pytest.mark.servers
 
@@ -246,98 +240,3 @@ def test_tags_of_the_bitstream_count(tagged_charts, coder, matrix, suffix):
     planes = read(tagged_charts / f"{coder}-{matrix}.{suffix}")[1][0].planes
     rgb = reduced_rgb(planes, longest_px=999).astype(int)
     assert np.abs(rgb - chart()).max() <= 4
-
-
-# Turns, shapes and changes ----------------------------------------------------------------------
-
-
-def turned(path, target, degrees):
-    """The same packets with a display matrix, counter-clockwise."""
-    with av.open(path) as file, av.open(target, "w") as out:
-        stream = out.add_stream_from_template(file.streams.video[0])
-        stream.set_display_rotation(degrees)
-        for packet in file.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                out.mux(packet)
-    return target
-
-
-@pytest.mark.parametrize("degrees", [0, 90, 180, 270, -90])
-def test_turned_clips_are_upright(tmp_path, degrees):
-    """A display matrix is followed as FFmpeg's program follows it, to the sample."""
-    path = make_one(tmp_path / "clip.mp4", f"{X264} -qp 0 -pix_fmt yuv444p", seconds=0.12)
-    path = turned(path, tmp_path / "turned.mp4", degrees)
-    info, frames = read(path)
-    size = (320, 180) if degrees in (0, 180) else (180, 320)
-    assert (info.width, info.height) == size
-    theirs = np.frombuffer(raw(path, "yuv444p"), np.uint8).reshape(3, 3, size[1], size[0])
-    for frame, wanted in zip(frames, theirs, strict=True):
-        turns = -frame.planes.rotation // 90
-        for ours, plane in zip(frame.planes.samples, wanted, strict=True):
-            np.testing.assert_array_equal(np.rot90(ours, turns), plane)
-
-
-@pytest.mark.parametrize("shape", ["64/45", "8/9", "2"])
-def test_pixels_that_are_not_square_are_kept(tmp_path, shape):
-    """A sample aspect ratio changes neither size nor samples: what was coded is scored."""
-    path = make_one(tmp_path / "clip.mp4", f"{X264} -pix_fmt yuv420p", filters=f"setsar={shape}")
-    assert probed(path)[0]["sample_aspect_ratio"] != "1:1"
-    info, frames = read(path)
-    assert (info.width, info.height) == (320, 180)
-    assert packed(frames) == raw(path, "yuv420p")
-
-
-def test_a_size_that_changes_in_mid_stream(tmp_path, run_cli):
-    """Frames before and after a change of size and depth are each their own, and all are scored."""
-    made = make(
-        tmp_path,
-        {
-            "a": (f"{X264} -pix_fmt yuv420p", "ts", (320, 180), "null"),
-            "b": (f"{X264} -pix_fmt yuv420p", "ts", (162, 122), "null"),
-            "c": (f"{X264} -pix_fmt yuv422p10le", "ts", (426, 240), "null"),
-        },
-    )
-    parts = list(made.values())
-    path = tmp_path / "joined.ts"
-    path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    _, frames = read(path)
-    sizes = [(f.info.width, f.info.height) for f in frames]
-    assert sizes == [(320, 180)] * 10 + [(162, 122)] * 10 + [(426, 240)] * 10
-    for begin, part in zip((0, 10, 20), parts, strict=True):
-        pix_fmt = frames[begin].info.pix_fmt
-        assert packed(frames[begin : begin + 10]) == raw(part, pix_fmt)
-    done = run_cli("score", path, "--every", "5", "-f", "ndjson", "-q")
-    assert done.code == 0, done
-    shown = [json.loads(line) for line in done.out.splitlines()]
-    assert [m["width"] for m in shown] == [320, 320, 162, 162, 426, 426]
-
-
-@pytest.mark.parametrize("codec", ["png", "mjpeg"])
-def test_pictures_one_after_the_other_are_a_video(tmp_path, codec):
-    """What ``-f image2pipe`` writes is all its pictures in turn, not the first alone."""
-    pix_fmt = {"png": "rgb24", "mjpeg": "yuvj420p"}[codec]
-    encoding = f"-c:v {codec} -pix_fmt {pix_fmt} -f image2pipe"
-    path = make_one(tmp_path / "pictures.bin", encoding, size=(64, 48))
-    info, frames = read(path)
-    assert not is_still(info)
-    assert len(frames) == 10
-    assert difference(packed(frames), raw(path, pix_fmt), 8).max() <= (codec == "mjpeg")
-
-
-def test_a_photo_with_a_picture_behind_it_is_one_picture(tmp_path):
-    """Photos hold previews and gain maps after their end; they stay one frame, by name or size."""
-    made = make(
-        tmp_path,
-        {
-            "photo": ("-c:v mjpeg -q:v 3 -frames:v 1 -f image2", "jpg", (320, 240), "null"),
-            "extra": ("-c:v mjpeg -q:v 3 -frames:v 1 -f image2", "jpg", (80, 60), "null"),
-        },
-    )
-    photo, extra = (path.read_bytes() for path in made.values())
-    (tmp_path / "same.jpg").write_bytes(photo + photo)
-    (tmp_path / "other.bin").write_bytes(photo + extra)
-    for name in ("same.jpg", "other.bin"):
-        info, frames = read(tmp_path / name)
-        assert is_still(info)
-        assert (len(frames), info.width) == (1, 320)
