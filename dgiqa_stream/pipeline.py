@@ -108,10 +108,12 @@ def score_frames(
     stream: str | None = None,
     telemetry: Telemetry | None = None,
     on_open: Callable[[StreamInfo], None] = lambda info: None,
+    on_tick: Callable[[], None] = lambda: None,
 ) -> Generator[FrameScore, None, None]:
     """Score the sampled frames of a file or stream, in order; closing the iterator stops it.
 
-    Raises :class:`SourceError` after the frames that came before the fault.
+    ``on_tick`` is called before each frame and several times a second without one; what it raises
+    ends the scoring. Raises :class:`SourceError` after the frames that came before the fault.
     """
     telemetry = telemetry or Telemetry()
     scoring = FrameScoring(scorer, config.picture, telemetry)
@@ -119,6 +121,7 @@ def score_frames(
     with _reader(url, name, config, telemetry) as reader:
         is_open = False
         for frame in reader.frames(idle_seconds=_IDLE_SECONDS):
+            on_tick()
             if not is_open and reader.info is not None:
                 on_open(reader.info)
                 is_open = True

@@ -12,11 +12,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from dgiqa_stream.cli._interrupts import INTERRUPTED
 from dgiqa_stream.errors import ConfigError, DgiqaError, ModelError, SinkError
 from dgiqa_stream.urls import redact
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-OK, BELOW, USAGE, NOTHING, PARTIAL, BROKEN, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+OK, BELOW, USAGE, NOTHING, PARTIAL, BROKEN = 0, 1, 2, 3, 4, 5
 
 
 class LogLevel(StrEnum):

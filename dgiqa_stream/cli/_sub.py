@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
+import time
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.cli._interrupts import INTERRUPTED, Interrupts
 from dgiqa_stream.cli._settings import Wording
 from dgiqa_stream.cli._table import LiveTable
+
+if TYPE_CHECKING:
+    from dgiqa_stream.subscriber import Subscriber
+    from dgiqa_stream.wire import Message
+
+_POLL_SECONDS = 0.1
 
 
 class Shown(StrEnum):
@@ -49,11 +56,9 @@ def sub(
 
     shared.check_number("--timeout", timeout, least=0, most=1e9)
     shown = format or (Shown.TABLE if sys.stdout.isatty() else Shown.NDJSON)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    received = 0
     wording = Wording({"curve_dir": "--curve-dir"})
     with (
+        Interrupts() as interrupts,
         wording.errors(),
         Subscriber(
             endpoint,
@@ -61,32 +66,44 @@ def sub(
             kinds=tuple(kind or ()),
             latest=latest,
             curve_dir=curve_dir,
-            timeout_seconds=timeout,
         ) as subscriber,
     ):
-        with contextlib.suppress(KeyboardInterrupt):
-            received = _show(subscriber, shown, count)
+        received = _show(_messages(subscriber, interrupts, timeout), shown, count)
         for topic, missing in subscriber.gaps.items():
             shared.say(f"{topic}: {missing} messages missed (a slow subscriber, or the network)")
         if subscriber.num_undecodable:
             shared.say(f"{subscriber.num_undecodable} messages could not be read")
+    if interrupts:  # how most sessions end: nothing to complain of
+        shared.leave(INTERRUPTED)
     if not received:
         hint = wording(subscriber.problem or "is a publisher running there?")
         shared.complain(f"no message from {endpoint}: {hint}")
     shared.leave(shared.OK if received else shared.NOTHING)
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+def _messages(
+    subscriber: Subscriber, interrupts: Interrupts, timeout_seconds: float | None
+) -> Iterator[Message]:
+    """Messages until there was none for so long, or a signal."""
+    heard = time.monotonic()
+    while not interrupts:
+        silent = time.monotonic() - heard
+        left = _POLL_SECONDS if timeout_seconds is None else timeout_seconds - silent
+        message = subscriber.receive(min(max(left, 0.0), _POLL_SECONDS))
+        if message is not None:
+            yield message
+            heard = time.monotonic()
+        elif left <= 0:
+            return
 
 
-def _show(subscriber: Any, shown: Shown, count: int | None) -> int:
+def _show(messages: Iterator[Message], shown: Shown, count: int | None) -> int:
     """Print messages as they come; returns their number."""
     from dgiqa_stream.wire import encode
 
     received = 0
     with LiveTable(sys.stdout) if shown is Shown.TABLE else contextlib.nullcontext() as table:
-        for message in _counted(subscriber, count):
+        for message in _counted(messages, count):
             received += 1
             if table is None:
                 sys.stdout.write(encode(message).decode() + "\n")

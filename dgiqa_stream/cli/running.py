@@ -11,8 +11,6 @@ import typer
 from dgiqa_stream.cli._shared import INTERRUPTED, OK, USAGE, complain
 from dgiqa_stream.urls import redact_text
 
-_UsageError: Any = typer.BadParameter.__mro__[1]  # typer has a click of its own, and hides it
-
 Verdict = tuple[int, str]
 """An exit code, and what to say."""
 
@@ -36,25 +34,33 @@ def run(
     """
     try:
         code: object = _command(app).main(auto_envvar_prefix=prefix, standalone_mode=False)
-    except _UsageError as exc:
-        if len(sys.argv) < 2:
-            typer.echo(str(exc), err=True)  # no command at all: the help
-        else:
-            asked = exc.ctx.command_path if exc.ctx else _asked(app, program)
-            complain(f"{redact_text(exc.format_message()).rstrip('.')}; see `{asked} --help`")
-        return USAGE
     except (_Interrupted, KeyboardInterrupt, typer.Abort):
         complain(interrupted)
         return INTERRUPTED
     except SystemExit:  # what typer makes of a broken pipe; `| head` is no failure
         return OK
     except Exception as exc:  # `judge` knows which ones are for people
-        verdict = judge(exc)
+        verdict = _wrong_word(exc, app, program) or judge(exc)
         if verdict is None:
             raise
-        complain(verdict[1])
+        if verdict[1]:
+            complain(verdict[1])
         return verdict[0]
     return code if isinstance(code, int) else OK
+
+
+def _wrong_word(exc: Any, app: typer.Typer, program: str) -> Verdict | None:
+    """What typer's parser raised, as one line; it is told by its shape.
+
+    typer keeps its classes to itself: of errors of usage it exports only some.
+    """
+    if not (hasattr(exc, "format_message") and hasattr(exc, "ctx")):
+        return None
+    if len(sys.argv) < 2:
+        typer.echo(str(exc), err=True)  # no command at all: the help
+        return USAGE, ""
+    asked = exc.ctx.command_path if exc.ctx else _asked(app, program)
+    return USAGE, f"{redact_text(exc.format_message()).rstrip('.')}; see `{asked} --help`"
 
 
 def _command(app: typer.Typer) -> Any:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.cli._interrupts import Interrupts
 from dgiqa_stream.cli._settings import Given, Wording, settle
 from dgiqa_stream.errors import ConfigError, SinkError, SourceError, SourceUnsupported
 
@@ -69,9 +70,11 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
     """Score everything and return the exit code; see :mod:`dgiqa_stream.cli`.
 
     ``open_scorer`` is called once the request is known to make sense, and before the output is
-    touched: what it raises leaves the file as it was. Raises :class:`ConfigError` where settings
-    or paths cannot be meant and :class:`SinkError` where the output cannot be written; an input
-    that fails has its row and its line, and the others go on.
+    touched: what it raises leaves the file as it was. From then on Ctrl-C and SIGTERM end the
+    scoring after the current frame, and what there is is written.
+
+    Raises :class:`ConfigError` where settings or paths cannot be meant and :class:`SinkError` where
+    the output cannot be written; an input that fails has its row and its line, and the others go on.
     """
     from dgiqa_stream.config import StreamConfig
     from dgiqa_stream.inputs import expand, refuse_overwriting
@@ -84,8 +87,8 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
             check_options(path, settings.source.options)
         refuse_overwriting(request.output, inputs)
         opened = open_scorer(settings)
-        with opened.scorer:
-            return _Run(request, inputs, settings, wording, opened).score_all()
+        with opened.scorer, Interrupts() as interrupts:
+            return _Run(request, inputs, settings, wording, opened, interrupts).score_all()
 
 
 def told(settings: StreamConfig) -> dict[str, Any]:
@@ -102,15 +105,16 @@ def told(settings: StreamConfig) -> dict[str, Any]:
     return tables
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
-    """One run over all inputs."""
+    """One run over all inputs, and what came of it so far."""
 
     request: ScoreRequest
     inputs: list[str]
     settings: StreamConfig
     wording: Wording
     opened: OpenedScorer
+    interrupts: Interrupts
     codes: set[int] = field(default_factory=set)
     results: list[InputResult] = field(default_factory=list)
 
@@ -121,6 +125,7 @@ class _Run:
             writer = self._writer(out)
             try:
                 for path in self.inputs:
+                    self.interrupts.check()
                     self._score(path, writer, progress)
             except KeyboardInterrupt:
                 shared.complain("interrupted: what was scored so far is written")
@@ -183,7 +188,11 @@ class _Run:
 
         refuse_folder(path)
         frames = score_frames(
-            path, self.opened.scorer, config=self.settings, on_open=progress.opened
+            path,
+            self.opened.scorer,
+            config=self.settings,
+            on_open=progress.opened,
+            on_tick=self.interrupts.check,
         )
         with contextlib.closing(frames):
             for scored in frames:

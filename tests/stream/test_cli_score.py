@@ -276,10 +276,21 @@ def test_a_reader_that_goes_away_is_no_error(media, plain_environment):
     process.stderr.close()
 
 
-@pytest.mark.parametrize("format", ["csv", "ndjson", "json"])
-def test_an_interrupt_is_130_and_keeps_what_was_scored(plain_environment, tmp_path, media, format):
-    """Ctrl-C in a read that blocks for a minute ends it at once with 130; what was scored so far is
-    on disk. A JSON document, and only that, has room to say that it is not complete.
+@pytest.mark.parametrize(
+    ("format", "number"),
+    [
+        ("csv", signal.SIGINT),
+        ("ndjson", signal.SIGTERM),
+        ("json", signal.SIGINT),
+        ("json", signal.SIGTERM),
+    ],
+)
+def test_an_interrupt_is_130_and_keeps_what_was_scored(
+    plain_environment, tmp_path, media, format, number
+):
+    """Ctrl-C or SIGTERM in a read that blocks for a minute ends it at once with 130; what was
+    scored so far is on disk. A JSON document, and only that, has room to say that it is not
+    complete. A signal that comes twice, as from ``timeout``, is one.
     """
     target, score = tmp_path / "out", [sys.executable, "-m", "dgiqa_stream", "score"]
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -292,7 +303,8 @@ def test_an_interrupt_is_130_and_keeps_what_was_scored(plain_environment, tmp_pa
             env=plain_environment,
         )
         connection, _ = server.accept()  # it is in the second input
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
+        process.send_signal(number)
         begin = time.monotonic()
         _, err = process.communicate(timeout=50)
         took = time.monotonic() - begin
@@ -312,6 +324,36 @@ def test_an_interrupt_is_130_and_keeps_what_was_scored(plain_environment, tmp_pa
     else:
         rows = rows_of(text) if format == "csv" else list(map(json.loads, text.splitlines()))
         assert [bool(r["score"]) for r in rows] == [True]
+
+
+SIGNALLED_AT_AN_IMPORT = """
+import os, signal, sys
+number, module, *sys.argv[1:] = sys.argv[1:]
+def hook(event, arguments):
+    if event == "import" and arguments[0].partition(".")[0] == module:
+        os.kill(os.getpid(), int(number))
+sys.addaudithook(hook)
+from dgiqa_stream.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["score", "watch"])
+@pytest.mark.parametrize("module", ["typer", "numpy", "onnxruntime"])
+def test_an_interrupt_while_it_starts_is_one_line(
+    run_cli, media, tmp_path, module, command, number
+):
+    """A signal during an import, of the command line as of the model's engine, ends either command
+    with 130 and one line, and an output that was there is as it was.
+    """
+    target = tmp_path / "out.csv"
+    target.write_text("kept")
+    option = ["-o", target] if command == "score" else ["--publish="]
+    words = [str(int(number)), module, command, media["plain"], *option]
+    done = run_cli(*words, command=(sys.executable, "-c", SIGNALLED_AT_AN_IMPORT))
+    assert (done.code, done.err) == (130, "error: interrupted\n")
+    assert target.read_text() == "kept"
 
 
 def test_a_terminal_sees_progress_and_the_data_stay_clean(media, run_on_terminal):

@@ -361,6 +361,35 @@ def test_a_subscriber_on_the_command_line_hears_it(start, run_cli):
     assert end(process)[0] == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_subscriber_without_a_complaint(start, plain_environment, number):
+    """``sub`` that has heard messages ends with 130 and says no word against the publisher; one
+    that waits for its first message does, too.
+    """
+    process = start(
+        *(f"{PATTERN}&seconds=600", "--id", "cam1", "--realtime"), publish="tcp://127.0.0.1:*"
+    )
+    endpoint = line_with(process, r"publishing on (\S+)\n")[1]
+    for stream in ("cam1", "cam2"):
+        subscriber = subprocess.Popen(
+            [sys.executable, "-m", "dgiqa_stream", "sub", endpoint, "--stream", stream],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=plain_environment,
+            text=True,
+        )
+        if stream == "cam1":
+            for _ in range(3):
+                json.loads(subscriber.stdout.readline())
+        else:
+            time.sleep(2.0)  # nothing tells that it waits
+        code, _, err, took = end(subscriber, number)
+        assert code == 130
+        assert "no message" not in err
+        assert took < ENDS_WITHIN_SECONDS
+    assert end(process)[0] == 0
+
+
 def test_two_publishers_on_one_port(start, run_cli):
     """The second is refused with one line that names the port, and exit code 5."""
     process = start(f"{PATTERN}&seconds=600", "--realtime", publish="tcp://127.0.0.1:*")
