@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dgiqa_stream.errors import ConfigError, SourceUnsupported
@@ -109,14 +110,31 @@ def _media_in(folder: Path) -> list[str]:
     )
 
 
+_NO_FILES = ("", "-")
+
+
 def refuse_overwriting(output: str, inputs: list[str]) -> None:
     """Raise :class:`ConfigError` where the output is one of the inputs: writing would destroy it.
 
     ``inputs`` may be URLs; ``-`` and an empty output write no file.
     """
-    if output in ("", "-"):
+    if output in _NO_FILES:
         return
     target = Path(output).resolve()
     for path in inputs:
         if scheme_of(path) == "file" and path_of(path).resolve() == target:
             raise ConfigError(f"output {output} is the input {path}: choose another name")
+
+
+def refuse_same_file(outputs: Mapping[str, str]) -> None:
+    """Raise :class:`ConfigError` where two outputs, by their settings' names, are one file."""
+    taken: dict[Path, str] = {}
+    for name, output in outputs.items():
+        target = Path(output).resolve()
+        if output in _NO_FILES or not (target.is_file() or not target.exists()):  # a device, say
+            continue
+        if target in taken:
+            raise ConfigError(
+                f"{taken[target]} and {name} = {output} would be the same file: name another"
+            )
+        taken[target] = name

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dgiqa_stream.config import PictureSettings, StreamConfig
 from dgiqa_stream.errors import ConfigError, DgiqaError, SinkError
@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.2
 _SHORTEST_STALL_SECONDS = 2.0
+_LIMIT_TOLERANCE_SECONDS = 0.01  # stamps are rounded, to 1 ms in Matroska
+
+
+_Ended = Literal["end_of_stream", "interrupted", "duration_reached"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class SessionResult:
     duration_seconds: float
     """Wall clock."""
     reason: str
-    """``end_of_stream``, ``interrupted`` or ``failed``."""
+    """``end_of_stream``, ``interrupted``, ``duration_reached`` or ``failed``."""
     error: DgiqaError | None
     """Why it failed; messages carry the same."""
     sink_errors: Sequence[SinkError]
@@ -206,13 +210,16 @@ class Monitor:
         except DgiqaError as exc:
             error = exc
         except BaseException as exc:  # of a callback or a foreign source: subscribers hear of it
-            session.finish(None if isinstance(exc, KeyboardInterrupt) else exc, interrupted=True)
+            session.finish(None if isinstance(exc, KeyboardInterrupt) else exc, "interrupted")
             raise
         if reader.info is not None:  # open, yet no frame was wanted
             session.opened(self._url, reader.info)
         if reader.has_left_thread:
             log.info("%s: a read still waits for data; its thread is left behind", self.stream)
-        return session.finish(error, interrupted=self._stopping.is_set())
+        limit = self.config.source.duration_seconds
+        is_reached = limit is not None and reader.read_seconds >= limit - _LIMIT_TOLERANCE_SECONDS
+        ended: _Ended = "duration_reached" if is_reached else "end_of_stream"
+        return session.finish(error, "interrupted" if self._stopping.is_set() else ended)
 
     def _follow(self, reader: ReadAhead, session: _Session) -> None:
         """Score what the reader hands over until it ends or :meth:`stop` is called."""
@@ -320,14 +327,14 @@ class _Session:
             )
         )
 
-    def finish(self, error: BaseException | None, *, interrupted: bool) -> SessionResult:
+    def finish(self, error: BaseException | None, ended: _Ended) -> SessionResult:
         """Close the windows, send the summary and the last status."""
         windows = self._pooling.finish() if self._pooling is not None else []
         for window in windows:
             if window.kind == "sliding":
                 self._send(self._factory.window(window))
         session = next((w for w in windows if w.kind == "session" and w.num_frames), None)
-        reason = "failed" if error else "interrupted" if interrupted else "end_of_stream"
+        reason = "failed" if error else ended
         worst = self._worst.frames
         for thumbnail in worst:
             self._send(

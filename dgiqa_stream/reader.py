@@ -56,6 +56,8 @@ class ReadAhead:
         self._ended = self._stopped = False
         self._owes_jump = False  # the frame that carried a jump was dropped with none behind it
         self._num_counted_errors = 0
+        self._first_seconds: float | None = None  # of the decoded frames
+        self._end_seconds = 0.0
         self._policy = OverloadPolicy.WAIT
         self._thread = threading.Thread(target=self._read, name=f"reader {name}", daemon=True)
 
@@ -64,6 +66,11 @@ class ReadAhead:
         """What is known of the stream; None until it is open."""
         source = self._source
         return source.info if source else None
+
+    @property
+    def read_seconds(self) -> float:
+        """Presentation time of the decoded frames, each for as long as it is shown."""
+        return 0.0 if self._first_seconds is None else self._end_seconds - self._first_seconds
 
     @property
     def has_left_thread(self) -> bool:
@@ -178,6 +185,7 @@ class ReadAhead:
                 return
             self._telemetry.observe(Stage.DECODE, time.monotonic() - begin)
             self._telemetry.count(Count.DECODED)
+            self._note_time(frame)
             if frame.info.corrupt:
                 self._telemetry.count(Count.CORRUPT)
             if frame.info.discontinuity:
@@ -190,6 +198,12 @@ class ReadAhead:
             else:
                 self._telemetry.count(Count.SKIPPED)
             begin = time.monotonic()
+
+    def _note_time(self, frame: Frame) -> None:
+        begin = frame.info.pts_seconds
+        if self._first_seconds is None:
+            self._first_seconds = begin
+        self._end_seconds = begin + frame.info.duration_seconds
 
     def _count_errors(self, source: Source) -> None:
         """Count what the decoder refused since the last look."""

@@ -150,14 +150,17 @@ class _Draft:
         )
 
 
-def read_recording(path: Path) -> Recording:
+def read_recording(path: Path, *, begin_byte: int = 0) -> Recording:
     """Read a recording; streams, their sessions and paths are told apart.
 
-    A last line cut short is left out and counted. Raises
+    ``begin_byte`` is where to begin, at the end of some line; lines are numbered from there. A last
+    line cut short is left out and counted. Raises
     :class:`~dgiqa_stream.errors.SourceError` naming the line where the file is something else.
     """
     try:
         with path.open("rb") as file:
+            if begin_byte:
+                file.seek(begin_byte)
             return _Reader(path).read(file)
     except OSError as exc:
         raise SourceError(f"cannot read the recording {path}: {exc.strerror or exc}") from exc

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 import threading
 import time
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa_stream.cli import _shared as shared
+from dgiqa_stream.cli._interrupts import Interrupts
+from dgiqa_stream.cli._outputs import Outputs, open_outputs, refuse_outputs_that_clash
 from dgiqa_stream.cli._pool import Pools, names_of
 from dgiqa_stream.cli._settings import Wording, settle
 from dgiqa_stream.cli._table import LiveTable
@@ -22,10 +23,11 @@ from dgiqa_stream.errors import ConfigError, DgiqaError
 if TYPE_CHECKING:
     from dgiqa_stream.config import StreamConfig, StreamEntry
     from dgiqa_stream.pipeline import Monitor, SessionResult
-    from dgiqa_stream.sinks import Sink
 
 _POLL_SECONDS = 0.1
-_LEAVE_SECONDS = 3.0  # an instant, but on a busy machine: the last words should be heard
+_LEAVE_SECONDS = 3.0
+"""The bound for a busy machine, where the last words should be heard, too; else it is 0.1 to 0.7 s,
+and a test holds an idle machine to one second."""
 _ANNOUNCE_SECONDS = 0.5
 
 
@@ -49,11 +51,15 @@ def watch(
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="json or msgpack.")] = None,
     ndjson: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Record every message.")
+        str | None,
+        typer.Option(metavar="FILE", help="Record every message; appended to what is there."),
     ] = None,
-    csv: Annotated[str | None, typer.Option(metavar="FILE", help="A row per scored frame.")] = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A row per scored frame; appended.")
+    ] = None,
     report: Annotated[
-        str | None, typer.Option(metavar="FILE", help="HTML report at the end.")
+        str | None,
+        typer.Option(metavar="FILE", help="HTML report of this run at the end; replaces the file."),
     ] = None,
     duration: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
     realtime: Annotated[
@@ -154,26 +160,19 @@ def _watch(
     """Watch every stream in a thread of its own until all end; return the exit code."""
     import msgspec
 
-    from dgiqa_stream.inputs import refuse_overwriting
     from dgiqa_stream.pipeline import Monitor
     from dgiqa_stream.scorer import scorer_of
     from dgiqa_stream.sources import check_options
     from dgiqa_stream.wire import new_id
 
-    output = settings.output
-    outputs = [path for path in (output.ndjson, output.csv, output.report) if path not in ("", "-")]
-    for number, path in enumerate(outputs):
-        refuse_overwriting(path, [*(e.url for e in entries), *outputs[:number]])
+    refuse_outputs_that_clash(settings, [entry.url for entry in entries])
     for entry in entries:
         check_options(entry.url, settings.source.options)
         check_options(entry.url, entry.options, key=f"options of the stream {entry.id}")
-    if settings.output.report:
-        from dgiqa_stream.report import require_matplotlib
-
-        require_matplotlib()
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(scorer_of(settings.model))
-        sinks, published_at = _open_sinks(settings, stack)
+        interrupts = stack.enter_context(Interrupts())
+        outputs = open_outputs(settings, stack)
         is_shown = not quiet and settings.output.ndjson != "-"
         table = LiveTable(sys.stderr, only_opened=True) if is_shown else None
         run = new_id()
@@ -187,41 +186,19 @@ def _watch(
                     stream=entry.id,
                     config=msgspec.structs.replace(settings, source=source),
                     scorer=scorer,
-                    sinks=[*sinks, table] if table else sinks,
+                    sinks=[*outputs.sinks, table] if table else outputs.sinks,
                     run=run,
                 )
             )
-        results, crashed = _run_all(monitors, table, published_at)
-    return _conclude(results, crashed, settings, wording, quiet=quiet)
-
-
-def _open_sinks(settings: StreamConfig, stack: contextlib.ExitStack) -> tuple[list[Sink], str]:
-    """The sinks, and where messages are published; empty where they are not."""
-    from dgiqa_stream.sinks.csvfile import CsvSink
-    from dgiqa_stream.sinks.ndjson import NdjsonSink
-    from dgiqa_stream.sinks.zeromq import ZeromqSink
-
-    sinks: list[Sink] = []
-    published_at = ""
-    if settings.publish.endpoint:
-        publisher = ZeromqSink(settings.publish)
-        sinks.append(publisher)
-        stack.callback(publisher.close)
-        published_at = publisher.endpoint
-    recordings = {settings.output.ndjson, _recording_path(settings)} - {""}
-    for path in sorted(recordings):  # one that only serves the report begins anew
-        recorder = NdjsonSink(path, append=path == settings.output.ndjson)
-        sinks.append(recorder)
-        stack.callback(recorder.close)
-    if settings.output.csv:
-        rows = CsvSink(settings.output.csv)
-        sinks.append(rows)
-        stack.callback(rows.close)
-    return sinks, published_at
+        # Nobody else can know the port that was free.
+        is_told = not quiet or settings.publish.endpoint.endswith(":*")
+        published_at = outputs.published_at if is_told else ""
+        results, crashed = _run_all(monitors, table, published_at, interrupts)
+    return _conclude(results, crashed, outputs, wording, quiet=quiet)
 
 
 def _run_all(
-    monitors: list[Monitor], table: LiveTable | None, published_at: str
+    monitors: list[Monitor], table: LiveTable | None, published_at: str, interrupts: Interrupts
 ) -> tuple[list[SessionResult], list[BaseException]]:
     """Run each monitor in a thread; the first signal stops all of them.
 
@@ -236,11 +213,6 @@ def _run_all(
         except BaseException as exc:  # noqa: BLE001 - told when all have ended
             crashed.append(exc)
 
-    # Not an Event: a handler runs in this thread, and set() would wait for the lock that wait()
-    # holds in the very same thread.
-    received: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: received.append(number))
     threads = [
         threading.Thread(target=work, args=(m,), name=f"monitor {m.stream}", daemon=True)
         for m in monitors
@@ -249,7 +221,7 @@ def _run_all(
         thread.start()
     begin = time.monotonic()
     with table or contextlib.nullcontext():
-        while any(thread.is_alive() for thread in threads) and not received:
+        while any(thread.is_alive() for thread in threads) and not interrupts:
             time.sleep(_POLL_SECONDS)
             is_late = time.monotonic() - begin > _ANNOUNCE_SECONDS
             if published_at and (is_late or any(map(_has_played, monitors))):
@@ -261,7 +233,7 @@ def _run_all(
             monitor.stop()
         deadline = time.monotonic() + _LEAVE_SECONDS
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()) if received else None)
+            thread.join(max(0.0, deadline - time.monotonic()) if interrupts else None)
     return results, crashed
 
 
@@ -274,7 +246,7 @@ def _has_played(monitor: Monitor) -> bool:
 def _conclude(
     results: list[SessionResult],
     crashed: list[BaseException],
-    settings: StreamConfig,
+    outputs: Outputs,
     wording: Wording,
     *,
     quiet: bool,
@@ -304,21 +276,11 @@ def _conclude(
     if source_failures:
         scored = any(r.session is not None for r in results)
         codes.add(shared.PARTIAL if scored else shared.NOTHING)
-    if settings.output.report:
-        from dgiqa_stream.recording import read_recording
-        from dgiqa_stream.report import write_html
-
-        write_html(read_recording(Path(_recording_path(settings))), Path(settings.output.report))
-        shared.say(f"report: {settings.output.report}")
+    if outputs.report is not None:
+        outputs.report.write()
+        if not quiet:
+            shared.say(f"report: {outputs.report.page}")
     return shared.first_code(codes)
-
-
-def _recording_path(settings: StreamConfig) -> str:
-    """Where messages are recorded; a report is made from a recording, so it brings one along."""
-    output = settings.output
-    if output.report and output.ndjson in ("", "-"):
-        return str(Path(output.report).with_suffix(".ndjson"))
-    return output.ndjson
 
 
 def _error(result: SessionResult) -> DgiqaError:
@@ -330,12 +292,15 @@ def _summary(result: SessionResult) -> str:
     """One line: what was watched, for how long, how good it was, what was lost."""
     from dgiqa_stream.telemetry import Count
 
-    lost = result.counts[Count.DROPPED_QUEUE] + result.counts[Count.DROPPED_STALE]
+    counts = result.counts
+    lost = counts[Count.DROPPED_QUEUE] + counts[Count.DROPPED_STALE]
     head = (
         f"{result.stream}: {result.reason.replace('_', ' ')} after {result.duration_seconds:.1f} s"
     )
-    scored = f"{result.counts[Count.SCORED]} of {result.counts[Count.DECODED]} frames scored"
-    tail = f"{lost} dropped, {result.counts[Count.CORRUPT]} corrupt"
+    scored = f"{counts[Count.SCORED]} of {counts[Count.DECODED]} frames scored"
+    tail = f"{lost} dropped, {counts[Count.CORRUPT]} corrupt"
+    if errors := counts[Count.DECODE_ERRORS]:
+        tail += f", {shared.counted(errors, 'decode error')}"
     session = result.session
     if session is None:
         return f"{head}; {scored}; {tail}"

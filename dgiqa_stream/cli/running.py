@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from dgiqa_stream.cli._shared import INTERRUPTED, OK, USAGE, complain
+from dgiqa_stream.cli._interrupts import INTERRUPTED
+from dgiqa_stream.cli._shared import OK, USAGE, complain
 from dgiqa_stream.urls import redact_text
 
 Verdict = tuple[int, str]

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from dgiqa_stream.cli import _shared as shared
-from dgiqa_stream.cli._interrupts import Interrupts
+from dgiqa_stream.cli._interrupts import INTERRUPTED, Interrupts
 from dgiqa_stream.cli._settings import Given, Wording, settle
 from dgiqa_stream.errors import ConfigError, SinkError, SourceError, SourceUnsupported
 
@@ -74,7 +74,8 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
     scoring after the current frame, and what there is is written.
 
     Raises :class:`ConfigError` where settings or paths cannot be meant and :class:`SinkError` where
-    the output cannot be written; an input that fails has its row and its line, and the others go on.
+    the output cannot be written; an input that fails has its row and its line, and the others go
+    on.
     """
     from dgiqa_stream.config import StreamConfig
     from dgiqa_stream.inputs import expand, refuse_overwriting
@@ -129,8 +130,8 @@ class _Run:
                     self._score(path, writer, progress)
             except KeyboardInterrupt:
                 shared.complain("interrupted: what was scored so far is written")
-                self.codes.add(shared.INTERRUPTED)
-            writer.finish(self.results, interrupted=shared.INTERRUPTED in self.codes)
+                self.codes.add(INTERRUPTED)
+            writer.finish(self.results, interrupted=INTERRUPTED in self.codes)
         return shared.first_code(
             self.codes | _verdict(self.results, self.request.fail_under, quiet)
         )

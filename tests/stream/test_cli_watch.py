@@ -200,6 +200,7 @@ def test_duration_ends_a_live_stream(run_cli, tmp_path):
     assert done.code == 0, done.err
     assert 0.9 < time.monotonic() - begin < 60
     assert "5 of 25 frames scored" in done.err
+    assert "pattern-clean: duration reached after" in done.err
 
 
 @pytest.fixture
@@ -318,16 +319,77 @@ def test_an_error_names_what_the_user_wrote(run_cli, never_answering, tmp_path):
         assert "raise --open-timeout and --read-timeout" in done.err
 
 
-def test_a_report_is_made_at_the_end(run_cli, tmp_path):
-    """--report writes the page, and the recording that it was made from beside it."""
+def test_a_report_is_made_at_the_end_and_touches_nothing_else(run_cli, tmp_path):
+    """--report writes the page alone: a recording of its name that was there is as it was, and no
+    other file is left.
+    """
     pytest.importorskip("matplotlib")
-    file = tmp_path / "stream.toml"
+    file, folder = tmp_path / "stream.toml", tmp_path / "pages"
     file.write_text(FAKE)
-    page = tmp_path / "r.html"
+    folder.mkdir()
+    page, kept = folder / "r.html", folder / "r.ndjson"
+    kept.write_text("a recording of yesterday")
     done = run_cli("watch", f"{PATTERN}&seconds=1", "-c", file, "--report", page)
     assert done.code == 0, done.err
     assert page.read_text().startswith("<!")
-    assert page.with_suffix(".ndjson").exists()
+    assert kept.read_text() == "a recording of yesterday"
+    assert sorted(folder.iterdir()) == [page, kept]
+
+
+def test_a_report_is_of_this_run_of_a_recording_that_goes_on(run_cli, tmp_path):
+    """--ndjson appends to what is there, and the page of --report has only what was added."""
+    pytest.importorskip("matplotlib")
+    file, record, page = tmp_path / "stream.toml", tmp_path / "r.ndjson", tmp_path / "r.html"
+    file.write_text(FAKE)
+    for name in ("monday", "tuesday"):
+        options = ("--id", name, "--ndjson", record, "--report", page)
+        assert run_cli("watch", f"{PATTERN}&seconds=1", "-c", file, *options).code == 0
+    streams = {json.loads(line)["stream"] for line in record.read_text().splitlines()}
+    assert streams == {"monday", "tuesday"}
+    assert "tuesday" in page.read_text()
+    assert "monday" not in page.read_text()
+
+
+def test_the_recording_of_a_failed_report_is_kept(run_cli, tmp_path):
+    """Where the page cannot be written in the end, the error names where its recording is; where
+    its folder is missing, that is told before anything is watched.
+    """
+    pytest.importorskip("matplotlib")
+    file, page = tmp_path / "stream.toml", tmp_path / "page.html"
+    file.write_text(FAKE)
+    page.mkdir()
+    done = run_cli("watch", f"{PATTERN}&seconds=1", "-c", file, "--report", page)
+    assert done.code == 5
+    (kept,) = tmp_path.glob(".page-*.ndjson")
+    assert done.err.splitlines()[-1].endswith(f"the recording is kept as {kept}")
+    assert "dgiqa.final/1" in kept.read_text()
+    lost = run_cli("watch", PATTERN, "-c", file, "--report", tmp_path / "no" / "r.html")
+    assert lost.code == 5
+    assert len(lost.err.splitlines()) == 1
+
+
+def test_two_outputs_cannot_be_one_file(run_cli, tmp_path):
+    """They are refused by their options, both named, before anything is written."""
+    both = tmp_path / "x"
+    done = run_cli("watch", PATTERN, "--publish=", "--ndjson", both, "--csv", both)
+    assert done.code == 2
+    assert done.err == f"error: --ndjson and --csv {both} would be the same file: name another\n"
+    assert not both.exists()
+
+
+def test_an_idle_machine_is_left_within_a_second(start):
+    """Watching a live stream ends within a second of Ctrl-C where the machine has nothing else to
+    do: the best of three tries.
+    """
+    took = []
+    for _ in range(3):
+        process = start(*(f"{PATTERN}&seconds=600", "--realtime"), publish="tcp://127.0.0.1:*")
+        line_with(process, r"publishing on (\S+)\n")
+        time.sleep(0.5)
+        took.append(end(process)[3])
+        if took[-1] < 1.0:
+            break
+    assert min(took) < 1.0
 
 
 def test_a_full_disk_does_not_end_the_watching(run_cli, tmp_path):
