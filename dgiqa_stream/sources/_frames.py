@@ -64,8 +64,11 @@ def upright_turn(raw: av.VideoFrame) -> int:
 
 def is_mirrored(raw: av.VideoFrame) -> bool:
     """Whether the frame is to be shown mirrored: its rows from the bottom up, then turned."""
+    from av.sidedata.sidedata import SideDataContainer
+
     try:
-        matrix: Any = raw.side_data.get("DISPLAYMATRIX")
+        # Not raw.side_data: the frame would hold what holds the frame, until the collector comes.
+        matrix: Any = SideDataContainer(raw).get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18.1 trips over kinds that it does not know, as a photo's EXIF
         return False
     if matrix is None:
