@@ -41,6 +41,8 @@ class InputResult:
 
     path: str
     num_frames: int = 0
+    num_corrupt: int = 0
+    """Among them, those whose damage the decoder concealed."""
     pooled: Mapping[str, float | None] = field(default_factory=dict)
     headline: str = ""
     """Name of the pooled value to look at first; empty where nothing was pooled."""

@@ -200,6 +200,7 @@ class _Run:
                 writer.frame(result.path, scored)
                 pooling.add(scored)
                 result.num_frames += 1
+                result.num_corrupt += scored.info.corrupt
                 progress.scored(scored.info.pts_seconds)
         if not result.num_frames:
             raise SourceUnsupported(f"{result.path}: no frame to score in the chosen range")
@@ -244,6 +245,7 @@ def _verdict(results: list[InputResult], fail_under: float | None, quiet: bool) 
         mean = result.mean
         if mean is not None and not quiet:
             frames = shared.counted(result.num_frames, "frame")
+            frames += f", {result.num_corrupt} corrupt" if result.num_corrupt else ""
             shared.say(f"{result.path}: {mean:.1f}{result.beside_the_mean()}  ({frames})")
         if mean is not None and fail_under is not None and mean < fail_under:
             shared.say(f"{result.path}: mean {mean:.2f} is below --fail-under {fail_under:g}")

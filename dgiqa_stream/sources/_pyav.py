@@ -18,6 +18,7 @@ from dgiqa_stream.sources._container import choose_track, open_container
 from dgiqa_stream.sources._describe import describe, may_be_picture_sequence
 from dgiqa_stream.sources._faults import ErrorFlood, source_error
 from dgiqa_stream.sources._frames import dts_seconds_of, pts_seconds_of, to_frame
+from dgiqa_stream.sources._jpeg import is_cut_short
 from dgiqa_stream.sources._pacing import Pacer, Patience
 from dgiqa_stream.sources._timeline import MPEG_WRAP_SECONDS, Timeline
 from dgiqa_stream.types import Frame
@@ -221,11 +222,17 @@ class PyavSource:
         """Note damage on the way here; refuse what is encrypted."""
         if packet is None:
             return
-        self._damaged = self._damaged or packet.is_corrupt
+        self._damaged = self._damaged or packet.is_corrupt or self._is_cut_picture(packet)
         if packet.has_sidedata("encryption_info"):
             raise SourceUnsupported(
                 f"{self._shown}: is encrypted; give its key by --stream-option decryption_key=HEX"
             )
+
+    def _is_cut_picture(self, packet: av.Packet[VideoStream]) -> bool:
+        """A JPEG alone; what cameras send in containers may lack the end marker and be whole."""
+        kind = self._container.format.name
+        is_jpeg = self._codec == "mjpeg" and (kind == "image2" or kind.endswith("_pipe"))
+        return is_jpeg and packet.size > 0 and is_cut_short(bytes(packet))
 
     def _count_error(self, exc: BaseException) -> None:
         self.num_decode_errors += 1
