@@ -68,7 +68,8 @@ def is_mirrored(raw: av.VideoFrame) -> bool:
 
     try:
         # Not raw.side_data: the frame would hold what holds the frame, until the collector comes.
-        matrix: Any = SideDataContainer(raw).get("DISPLAYMATRIX")
+        container: Any = SideDataContainer
+        matrix = container(raw).get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18.1 trips over kinds that it does not know, as a photo's EXIF
         return False
     if matrix is None:

@@ -271,9 +271,10 @@ class PyavSource:
             wrap_seconds=MPEG_WRAP_SECONDS if self._track.time_base == _MPEG_CLOCK else None,
         )
         index, end, tolerance = 0, None, min(0.001, float(self._track.time_base or 0) / 2)
+        has_made_up_pts = self.info.container == "avi"  # which stores none
         for raw in self._decoded():
             pts_seconds, jumped = timeline.place(
-                pts_seconds_of(raw), dts_seconds=dts_seconds_of(raw)
+                None if has_made_up_pts else pts_seconds_of(raw), dts_seconds=dts_seconds_of(raw)
             )
             if pts_seconds < begin - tolerance:
                 continue

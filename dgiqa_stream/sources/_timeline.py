@@ -11,6 +11,7 @@ _MAX_AHEAD_SECONDS = 10.0
 _MAX_BACK_SECONDS = 0.25  # reordered B-frames and duplicates; further back is a jump
 _NUDGE_SECONDS = 0.001
 _MAX_NUDGES = 8  # a clock that stands still for longer is taken as no clock
+_MAX_REORDERED_FRAMES = 16  # of H.264 and HEVC; a larger step back is a jump, not disorder
 _DEFAULT_FRAME_SECONDS = 1 / 25
 _FURTHEST_SECONDS = 1e12  # a stamp beyond is damage: a frame's length would be lost in rounding
 _LONGEST_FRAME_SECONDS = 86_400.0  # a longer one is a broken header
@@ -31,6 +32,9 @@ class Timeline:
         self._wrap_seconds = wrap_seconds
         self._max_ahead_seconds = max(_MAX_AHEAD_SECONDS, 2 * self._frame_seconds)
         self._has_pts = False
+        self._goes_by_dts = False
+        self._pts = _Order(_MAX_REORDERED_FRAMES * self._frame_seconds)
+        self._dts = _Order(_MAX_REORDERED_FRAMES * self._frame_seconds)
         self._num_nudges = 0
         self._clock = 0.0  # the newest stamp, unwrapped
         self._offset = 0.0  # from the stream's clock to ours
@@ -41,12 +45,13 @@ class Timeline:
     ) -> tuple[float, bool]:
         """The time of the next frame, and whether the stream's clock jumped before it.
 
-        ``dts_seconds`` is used only as long as the stream has shown no presentation stamp.
+        ``dts_seconds`` is used as long as the stream has shown no presentation stamp, and where
+        those are more often out of order (AVI stores none, and what is made up can be wrong).
         """
-        self._has_pts = self._has_pts or pts_seconds is not None
-        stamp = pts_seconds if self._has_pts else dts_seconds
-        if stamp is not None and not abs(stamp) <= _FURTHEST_SECONDS:  # nor is NaN
-            stamp = None
+        was_by_dts, has_begun = self._goes_by_dts, self._last is not None
+        stamp = self._choose(pts_seconds, dts_seconds)
+        if has_begun and stamp is not None and self._goes_by_dts != was_by_dts:
+            return self._jump(stamp), False
         if self._last is None:
             self._clock = stamp or 0.0
             return self._give(self._clock), False
@@ -64,6 +69,18 @@ class Timeline:
         if self._num_nudges > _MAX_NUDGES:
             return self._jump(stamp), False
         return self._give(self._last + min(_NUDGE_SECONDS, self._frame_seconds / 10)), False
+
+    def _choose(self, pts: float | None, dts: float | None) -> float | None:
+        """The stamp to go by; as FFmpeg's program does it for what it calls the best effort."""
+        self._has_pts = self._has_pts or pts is not None
+        pts, dts = _usable(pts), _usable(dts)
+        self._pts.add(pts)
+        self._dts.add(dts)
+        if not self._has_pts:
+            return dts
+        if dts is not None and pts is not None:
+            self._goes_by_dts = self._pts.num_back > self._dts.num_back
+        return dts if self._goes_by_dts else pts
 
     def _unwrap(self, stamp: float) -> float:
         """The stamp plus as many periods of the clock as bring it closest to the last one."""
@@ -90,3 +107,24 @@ class Timeline:
             seconds = max(seconds, math.nextafter(self._last, math.inf))
         self._last = seconds
         return seconds
+
+
+class _Order:
+    """How often stamps of one kind stood still, or stepped back by at most ``reach_seconds``."""
+
+    def __init__(self, reach_seconds: float) -> None:
+        self.num_back = 0
+        self._reach_seconds = reach_seconds
+        self._last: float | None = None
+
+    def add(self, stamp: float | None) -> None:
+        """Look at the next one."""
+        if stamp is None:
+            return
+        if self._last is not None and 0 <= self._last - stamp <= self._reach_seconds:
+            self.num_back += 1
+        self._last = stamp
+
+
+def _usable(stamp: float | None) -> float | None:
+    return stamp if stamp is not None and abs(stamp) <= _FURTHEST_SECONDS else None  # nor is NaN

@@ -74,6 +74,7 @@ def test_an_edit_list_hides_its_frames(tmp_path):
 UNSTAMPED = {  # name: (encoding, pixel format, suffix, whether its transform is exactly defined)
     "h264": (f"{X264} {GOP}", "yuv420p", "h264", True),
     "hevc": (f"{X265} -g 12", "yuv420p", "hevc", True),
+    "h264-avi": (f"{X264} {GOP}", "yuv420p", "avi", True),
     "avi": ("-c:v mpeg4 -bf 2 -g 12 -q:v 4", "yuv420p", "avi", False),
     "m4v": ("-c:v mpeg4 -g 12 -q:v 4", "yuv420p", "m4v", False),
     "mjpeg": ("-c:v mjpeg -q:v 3", "yuvj420p", "mjpeg", False),

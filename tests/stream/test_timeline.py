@@ -68,6 +68,28 @@ def test_decoding_stamps_do_not_mix():
     assert timeline.place(None, dts_seconds=2.94)[0] == pytest.approx(3.04)
 
 
+def test_stamps_out_of_order_give_way_to_decoding_stamps():
+    """Where made-up presentation stamps step back and decoding stamps do not, time is even again
+    from there on, without a jump; H.264 in AVI comes so.
+    """
+    pts = [2, 3, 5, 4, 6, 9, 8, 10, 7, 13, 12, 14]
+    timeline = Timeline(frame_seconds=0.04)
+    placed = [timeline.place(p * 0.04, dts_seconds=(3 + i) * 0.04) for i, p in enumerate(pts)]
+    assert not any(jumped for _, jumped in placed)
+    expected = [2, 3, 5, *range(6, 15)]
+    assert [time for time, _ in placed] == pytest.approx([n * 0.04 for n in expected])
+
+
+def test_both_stamps_jumping_is_no_disorder():
+    """A clock that starts again takes both kinds with it: presentation stamps still count."""
+    timeline = Timeline(frame_seconds=0.04)
+    stamps = [100.0, 100.04, 100.08, 0.0, 0.04, 0.10, 0.12]
+    placed = [timeline.place(s, dts_seconds=s - 0.08) for s in stamps]
+    assert [jumped for _, jumped in placed] == [False] * 3 + [True] + [False] * 3
+    steps = [b - a for (a, _), (b, _) in itertools.pairwise(placed)]
+    assert steps == pytest.approx([0.04, 0.04, 0.04, 0.04, 0.06, 0.02])
+
+
 @pytest.mark.parametrize("jump", [-3600.0, -0.5, 10.5, 1e6])
 def test_a_jump_is_made_continuous_and_flagged(jump):
     """After a jump time goes on one frame later, and then at the stream's own pace."""
