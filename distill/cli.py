@@ -39,6 +39,9 @@ app = typer.Typer(
 )
 
 
+_EXTRAS = {"shards": "shards"} | dict.fromkeys(("convert", "label", "score", "teach"), "teacher")
+"""What a command needs beyond the runtime; ``train`` where it is not here."""
+
 app.command()(shards)
 app.command()(label)
 app.command()(train)
@@ -266,9 +269,15 @@ def score(
 
 def main() -> None:
     """Run the command line; errors are one line and an exit code."""
-    said = "interrupted; run the same command to go on"
     sys.exit(
-        run(app, program="dgiqa-distill", prefix="DGIQA_DISTILL", judge=_judge, interrupted=said)
+        run(
+            app,
+            program="dgiqa-distill",
+            prefix="DGIQA_DISTILL",
+            judge=_judge,
+            interrupted="interrupted; run the same command to go on",
+            extra=_EXTRAS.get("".join(sys.argv[1:2]), "train"),
+        )
     )
 
 

@@ -267,7 +267,7 @@ def _looks(
 
 def main() -> None:
     """Run the command line; errors are one line and an exit code."""
-    sys.exit(run(app, program="dgiqa-quant", prefix="DGIQA_QUANT", judge=_judge))
+    sys.exit(run(app, program="dgiqa-quant", prefix="DGIQA_QUANT", judge=_judge, extra="quant"))
 
 
 def _judge(exc: Exception) -> Verdict | None:

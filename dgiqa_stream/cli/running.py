@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import typer
 
 from dgiqa_stream.cli._interrupts import INTERRUPTED
-from dgiqa_stream.cli._shared import OK, USAGE, complain
+from dgiqa_stream.cli._shared import BROKEN, OK, USAGE, complain
 from dgiqa_stream.urls import redact_text
 
 Verdict = tuple[int, str]
 """An exit code, and what to say."""
+
+EXTRAS_WITH: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "matplotlib": ("report",),
+        "onnx": ("quant",),
+        "onnxscript": ("quant",),
+        "openpyxl": ("shards",),
+        "piq": ("shards",),
+        "safetensors": ("teacher",),
+        "scipy": ("train", "shards"),
+        "ssimulacra2": ("shards",),
+        "timm": ("teacher",),
+        "torch": ("train", "quant", "teacher", "shards"),
+        "torchvision": ("teacher",),
+        "transformers": ("teacher",),
+    }
+)
+"""The extras that bring a package, as pyproject.toml has them; a test keeps the two equal."""
+_OURS = frozenset({"dgiqa_stream", "distill", "quant", "plugins"})
 
 
 class _Interrupted(Exception):
@@ -27,11 +47,14 @@ def run(
     prefix: str,
     judge: Callable[[Exception], Verdict | None],
     interrupted: str = "interrupted",
+    extra: str = "",
 ) -> int:
     """Run the command that ``sys.argv`` asks for; returns the exit code.
 
     ``prefix`` begins the variables of options. ``judge`` says what an exception means; one that it
-    gives None for is a fault of the program and is raised on. A wrong word is 2, Ctrl-C 130.
+    gives None for is a fault of the program and is raised on. A wrong word is 2, Ctrl-C 130. A
+    package that is not installed is 5 and the command that installs it: ``extra`` where that has
+    it, else the first extra that does.
     """
     try:
         code: object = _command(app).main(auto_envvar_prefix=prefix, standalone_mode=False)
@@ -41,7 +64,7 @@ def run(
     except SystemExit:  # what typer makes of a broken pipe; `| head` is no failure
         return OK
     except Exception as exc:  # `judge` knows which ones are for people
-        verdict = _wrong_word(exc, app, program) or judge(exc)
+        verdict = _wrong_word(exc, app, program) or judge(exc) or _missing_package(exc, extra)
         if verdict is None:
             raise
         if verdict[1]:
@@ -62,6 +85,17 @@ def _wrong_word(exc: Any, app: typer.Typer, program: str) -> Verdict | None:
         return USAGE, ""
     asked = exc.ctx.command_path if exc.ctx else _asked(app, program)
     return USAGE, f"{redact_text(exc.format_message()).rstrip('.')}; see `{asked} --help`"
+
+
+def _missing_package(exc: Exception, extra: str) -> Verdict | None:
+    """How to install what an import did not find; None for modules of our own."""
+    name = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
+    if not name or name in _OURS:
+        return None
+    extras = EXTRAS_WITH.get(name, ())
+    wanted = extra if extra in extras else next(iter(extras), "")
+    install = f"'dgiqa-stream[{wanted}]'" if wanted else name
+    return BROKEN, f"this needs {name}, which is not installed: pip install {install}"
 
 
 def _command(app: typer.Typer) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import typer
 
-from dgiqa_stream.cli.running import run
+from dgiqa_stream.cli.running import EXTRAS_WITH, run
 from dgiqa_stream.errors import ConfigError
 
 PROGRAM = "dgiqa-example"
@@ -17,7 +21,7 @@ PROGRAM = "dgiqa-example"
 def call(monkeypatch, capsys):
     """``call(*words, fault=...)``: exit code and error lines of a program of two commands."""
 
-    def call(*words, fault=None, judge=lambda exc: None):
+    def call(*words, fault=None, judge=lambda exc: None, extra=""):
         app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
         @app.command()
@@ -31,7 +35,14 @@ def call(monkeypatch, capsys):
             """Nothing to do."""
 
         monkeypatch.setattr(sys, "argv", [PROGRAM, *words])
-        code = run(app, program=PROGRAM, prefix="EXAMPLE", judge=judge, interrupted="come again")
+        code = run(
+            app,
+            program=PROGRAM,
+            prefix="EXAMPLE",
+            judge=judge,
+            interrupted="come again",
+            extra=extra,
+        )
         return code, capsys.readouterr().err.splitlines()
 
     return call
@@ -53,6 +64,62 @@ def test_an_exception_is_what_it_is_judged_to_be(call):
     )
     with pytest.raises(ZeroDivisionError):
         call("work", fault=ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "told"),
+    [
+        ("torch", "quant", "'dgiqa-stream[quant]'"),
+        ("torch", "report", "'dgiqa-stream[train]'"),
+        ("timm.models", "train", "'dgiqa-stream[teacher]'"),
+        ("openpyxl", "", "'dgiqa-stream[shards]'"),
+        ("somebody_elses", "train", "somebody_elses"),
+    ],
+)
+def test_a_missing_package_is_the_command_that_installs_it(call, module, extra, told):
+    """By the extra that the program asks for where it has the package, else one that does; 5."""
+    fault = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    name = module.partition(".")[0]
+    assert call("work", fault=fault, extra=extra) == (
+        5,
+        [f"error: this needs {name}, which is not installed: pip install {told}"],
+    )
+
+
+def test_the_extras_are_those_of_the_project():
+    """Every optional package is known with the extras that pyproject.toml lists it in."""
+    pyproject = Path(os.environ.get("DGIQA_CHECKOUT", Path(__file__).parents[2])) / "pyproject.toml"
+    project = tomllib.loads(pyproject.read_text())["project"]
+    always = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    found = {}
+    for extra, lines in project["optional-dependencies"].items():
+        for package in {re.split(r"[^\w-]", line)[0] for line in lines} - always:
+            if extra != "dev":
+                found.setdefault(package, []).append(extra)
+    assert found == {package: list(extras) for package, extras in EXTRAS_WITH.items()}
+
+
+def test_a_module_of_ours_that_is_missing_is_a_fault(call):
+    """No install mends that: it is raised on."""
+    with pytest.raises(ModuleNotFoundError):
+        call("work", fault=ModuleNotFoundError("none", name="dgiqa_stream.absent"))
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("distill", ("score", "x.png", "--teacher", "absent.pt", "--depth", "classical")),
+        ("quant", ("export", "a.pt", "--recipe", "x.toml", "-o", "o.onnx", "--version", "1")),
+    ],
+)
+def test_training_programs_without_torch_say_what_to_install(run_cli, program, words):
+    """Where torch cannot be imported, a command that needs it is one line and 5."""
+    without = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'dgiqa'\n"
+    start = f"{without}from {program}.cli import main\nmain()"
+    done = run_cli(*words, command=(sys.executable, "-c", start))
+    assert (done.code, done.out) == (5, "")
+    (line,) = done.err.splitlines()
+    assert "this needs torch, which is not installed: pip install " in line
 
 
 def test_ctrl_c_is_told_once_with_130(call):

@@ -77,9 +77,10 @@ def test_other_pictures_that_are_cut_off(tmp_path, suffix):
     path, data = tmp_path / f"cut{suffix}", encoded(suffix)
     path.write_bytes(data[: round(len(data) * 0.35)])
     try:
-        assert is_corrupt(path)
-    except SourceError as exc:
-        assert str(path) in str(exc)
+        told = is_corrupt(path)
+    except SourceError:
+        told = True
+    assert told
 
 
 def test_score_says_so(run_cli, tmp_path):
