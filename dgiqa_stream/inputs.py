@@ -85,6 +85,12 @@ def expand(paths: list[str]) -> list[str]:
     return found
 
 
+def refuse_empty(path: str) -> None:
+    """Raise :class:`ConfigError` for a path or URL without a name, as an unset variable gives."""
+    if path.strip() == "" or path.lower() in ("file:", "file://"):
+        raise ConfigError(f"{path!r} names nothing: is a variable unset? The current folder is '.'")
+
+
 def is_folder(path: str) -> bool:
     """Whether it names a folder of this machine."""
     try:

@@ -14,7 +14,9 @@ from dgiqa_stream.errors import ConfigError
 
 
 def report(
-    recording: Annotated[Path, typer.Argument(metavar="RESULT.ndjson")],
+    recording: Annotated[
+        Path, typer.Argument(metavar="RESULT.ndjson", parser=shared.path_with_a_name)
+    ],
     *,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The HTML; beside the recording.")
@@ -64,7 +66,10 @@ def config(
         list[str] | None, typer.Argument(metavar="[check FILE]", help="Nothing prints the default.")
     ] = None,
 ) -> None:
-    """Print the documented default configuration, or check a file."""
+    """Print the documented default configuration, or check a file as far as ``watch`` would get
+    without opening a source or an output: streams, publisher, keys, model and device.
+    """
+    from dgiqa_stream.cli._streams import as_in_file, check_settings
     from dgiqa_stream.config import default_file, load_config
 
     if not words:
@@ -72,7 +77,9 @@ def config(
         return
     if len(words) != 2 or words[0] != "check":
         raise ConfigError(f"config {' '.join(words)!r}: give nothing, or `check FILE`")
-    settings = load_config(Path(words[1]))
+    settings = load_config(shared.path_with_a_name(words[1]))
+    with as_in_file(Path(words[1])):
+        check_settings(settings)
     shared.say(f"{words[1]}: fine, {shared.counted(len(settings.stream), 'stream')}")
 
 
@@ -96,7 +103,7 @@ def doctor(
 
 
 def keys(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=shared.path_with_a_name)],
     name: Annotated[str, typer.Argument(metavar="NAME", help="server, or a client's name.")],
 ) -> None:
     """Make a CURVE key pair for an encrypted publisher (``server``) or one of its subscribers."""

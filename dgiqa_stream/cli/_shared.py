@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -109,6 +110,14 @@ def leave(code: int) -> NoReturn:
     with contextlib.suppress(OSError):
         sys.stderr.flush()
     os._exit(code)
+
+
+def path_with_a_name(text: str) -> Path:
+    """A path; raises :class:`ConfigError` for an empty one, which Python takes for ``.``."""
+    from dgiqa_stream.inputs import refuse_empty
+
+    refuse_empty(text)
+    return Path(text)
 
 
 def pairs_of(options: list[str] | None) -> dict[str, str]:

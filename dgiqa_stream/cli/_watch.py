@@ -6,7 +6,6 @@ import contextlib
 import sys
 import threading
 import time
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +13,12 @@ import typer
 
 from dgiqa_stream.cli import _shared as shared
 from dgiqa_stream.cli._interrupts import Interrupts
-from dgiqa_stream.cli._outputs import Outputs, open_outputs, refuse_outputs_that_clash
+from dgiqa_stream.cli._outputs import Outputs, open_outputs
 from dgiqa_stream.cli._pool import Pools, names_of
 from dgiqa_stream.cli._settings import Wording, settle
+from dgiqa_stream.cli._streams import check_entries, entries_of
 from dgiqa_stream.cli._table import LiveTable
-from dgiqa_stream.errors import ConfigError, DgiqaError
+from dgiqa_stream.errors import DgiqaError
 
 if TYPE_CHECKING:
     from dgiqa_stream.config import StreamConfig, StreamEntry
@@ -121,37 +121,7 @@ def watch(
         has_file=config is not None,
     )
     with wording.errors():
-        shared.leave(_watch(_entries(urls or [], id or [], settings), settings, wording, quiet))
-
-
-def _entries(urls: list[str], ids: list[str], settings: StreamConfig) -> list[StreamEntry]:
-    """The streams of the command line, or else of the file; each with an id of its own."""
-    import msgspec
-
-    from dgiqa_stream.config import StreamEntry, StreamId
-    from dgiqa_stream.urls import stream_id_of
-
-    if ids and len(ids) != len(urls):
-        raise ConfigError(f"{len(ids)} --id for {len(urls)} URLs: name each URL, in order, or none")
-    named = [StreamEntry(u, i) for u, i in zip_longest(urls, ids)]
-    entries = named or list(settings.stream)
-    if not entries:
-        raise ConfigError("nothing to watch: give a URL, or [[stream]] tables in --config FILE")
-    taken: set[str] = set()
-    unique = []
-    for entry in entries:
-        name = entry.id or stream_id_of(entry.url)
-        try:
-            msgspec.convert(name, StreamId)
-        except msgspec.ValidationError:
-            raise ConfigError(
-                f"stream id {name!r} is not 1 to 64 letters, digits, dots, dashes or underscores"
-            ) from None
-        if name in taken:
-            raise ConfigError(f"two streams are named {name!r}: give each an --id of its own")
-        taken.add(name)
-        unique.append(msgspec.structs.replace(entry, id=name))
-    return unique
+        shared.leave(_watch(entries_of(urls or [], id or [], settings), settings, wording, quiet))
 
 
 def _watch(
@@ -162,13 +132,9 @@ def _watch(
 
     from dgiqa_stream.pipeline import Monitor
     from dgiqa_stream.scorer import scorer_of
-    from dgiqa_stream.sources import check_options
     from dgiqa_stream.wire import new_id
 
-    refuse_outputs_that_clash(settings, [entry.url for entry in entries])
-    for entry in entries:
-        check_options(entry.url, settings.source.options)
-        check_options(entry.url, entry.options, key=f"options of the stream {entry.id}")
+    check_entries(entries, settings)
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(scorer_of(settings.model))
         interrupts = stack.enter_context(Interrupts())

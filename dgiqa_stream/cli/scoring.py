@@ -78,11 +78,13 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
     on.
     """
     from dgiqa_stream.config import StreamConfig
-    from dgiqa_stream.inputs import expand, refuse_overwriting
+    from dgiqa_stream.inputs import expand, refuse_empty, refuse_overwriting
     from dgiqa_stream.sources import check_options
 
     settings, wording = settle(StreamConfig(), request.given)
     with wording.errors():
+        for path in (*request.paths, request.output):
+            refuse_empty(path)
         inputs = expand(list(request.paths))
         for path in inputs:
             check_options(path, settings.source.options)

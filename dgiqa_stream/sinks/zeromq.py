@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgiqa_stream.config import PublishSettings
-from dgiqa_stream.curve import ClientGate, load_server_keys, secure_server
+from dgiqa_stream.curve import ClientGate, ServerKeys, load_server_keys, secure_server
 from dgiqa_stream.endpoint import Endpoint, parse_endpoint
 from dgiqa_stream.errors import ConfigError, SinkError
 from dgiqa_stream.wire import Message, MetaMessage, Slot, encode, slot_of, topic_of
@@ -55,8 +55,7 @@ class ZeromqSink:
         import zmq
 
         self._settings = settings
-        self._place = _checked(settings)
-        keys = load_server_keys(Path(settings.curve_dir)) if settings.curve_dir else None
+        self._place, keys = check_publishing(settings)
         self._lock = threading.Lock()
         self._kept: dict[Slot, _Kept] = {}
         self._linger_ms = _LINGER_MS
@@ -183,14 +182,18 @@ class _Kept:
         return _REPEATED.index(self.message.kind), -self.message.seq
 
 
-def _checked(settings: PublishSettings) -> Endpoint:
+def check_publishing(settings: PublishSettings) -> tuple[Endpoint, ServerKeys | None]:
+    """Where to publish, and with which keys, without opening anything.
+
+    Raises :class:`ConfigError` for an endpoint or keys that cannot or must not be used.
+    """
     endpoint = parse_endpoint(settings.endpoint, role="pub")
     if not (endpoint.is_local or settings.curve_dir or settings.insecure):
         raise ConfigError(
             f"publish.endpoint {settings.endpoint} can be reached from other machines: set "
             "publish.curve_dir to encrypt it, or publish.insecure = true to allow it as it is"
         )
-    return endpoint
+    return endpoint, load_server_keys(Path(settings.curve_dir)) if settings.curve_dir else None
 
 
 def _make_socket(

@@ -92,13 +92,23 @@ def open_source(url: str, settings: SourceSettings, *, stream: str) -> Source:
     :class:`~dgiqa_stream.errors.ConfigError` for options that FFmpeg does not have.
     """
     check_options(url, settings.options)
+    return _opener(url)(url, settings, stream=stream)
+
+
+def check_scheme(url: str) -> None:
+    """Raise :class:`~dgiqa_stream.errors.SourceUnsupported` where nothing here opens such a URL."""
+    _opener(url)
+
+
+def _opener(url: str) -> Opener:
     scheme = scheme_of(url)
+    found: Opener | None = None
     if module := _module_of(url):
-        found: Opener = importlib.import_module(module).open_url
-        return found(url, settings, stream=stream)
-    for entry in entry_points(group=ENTRY_POINT_GROUP, name=scheme):
-        found = entry.load()
-        return found(url, settings, stream=stream)
+        found = importlib.import_module(module).open_url
+    elif entries := list(entry_points(group=ENTRY_POINT_GROUP, name=scheme)):
+        found = entries[0].load()
+    if found is not None:
+        return found
     known = ", ".join(sorted(SOURCES.keys() - {"stdin"}))
     raise SourceUnsupported(
         f"{redact(url)}: unknown scheme {scheme!r}; known here: {known}, a path, or - for "

@@ -79,6 +79,58 @@ def test_a_wrong_setting_is_named(run_cli, tmp_path, text, told):
     assert told in line
 
 
+STREAM = '[[stream]]\nurl = "rtsp://cam/live"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (STREAM + STREAM, "two streams are named 'cam-live'"),
+        ('[[stream]]\nurl = "htp://x/y"\n', "htp://x/y: unknown scheme 'htp'"),
+        ('[[stream]]\nurl = ""\n', "'' names nothing"),
+        ('[publish]\nendpoint = "tcp://0.0.0.0:1"\n', "can be reached from other machines"),
+        ('[publish]\ncurve_dir = "absent"\n', "absent"),
+        ('[model]\nname = "nosuch"\n', "no model 'nosuch'"),
+        ('[model]\ndevice = "zzz"\n', "unknown device 'zzz'"),
+        ('[model]\nbackend = "zzz"\n', "unknown backend 'zzz'"),
+        ('[output]\nndjson = "x"\ncsv = "x"\n', "would be the same file"),
+        ('[source.options]\nprobesiez = "5"\n' + STREAM, "did you mean probesize"),
+    ],
+)
+def test_config_check_refuses_what_watch_would(run_cli, tmp_path, text, told):
+    """What can be known without a source or a port is one line with the file and 2."""
+    file = tmp_path / "stream.toml"
+    file.write_text(text)
+    done = run_cli("config", "check", file)
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"error: {file}: ")
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", ""),
+        ("score", "a.png", " "),
+        ("score", "file:"),
+        ("score", "a.png", "-o", ""),
+        ("watch", "", "--publish="),
+        ("report", ""),
+        ("keys", "", "server"),
+        ("config", "check", ""),
+        ("sub", ""),
+    ],
+    ids=repr,
+)
+def test_an_empty_path_is_not_the_current_folder(run_cli, words):
+    """As of an unset variable in a script: it is refused with 2, and nothing is scored or made."""
+    done = run_cli(*words)
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: ")
+
+
 def test_doctor_finds_by_trying(run_cli):
     """It names versions, decoders and a usable CPU engine, and has a measured speed; --json says
     the same by topic. A model that cannot be used is told, not fatal.
