@@ -23,7 +23,7 @@ from distill.data.shards import sha256_of  # noqa: E402
 from distill.recipe import load_recipe  # noqa: E402
 
 ROOT = Path(distill.__file__).parents[1]
-RECIPES = ROOT / "configs" / "distill"
+RECIPES = Path(__file__).parents[2] / "configs" / "distill"
 SMALLER = {
     "height = 112": "height = 64",
     "width = 112": "width = 64",
