@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dgiqa_stream.config import SourceSettings
-from dgiqa_stream.errors import DgiqaError, SourceError, SourceUnavailable, SourceUnsupported
+from dgiqa_stream.errors import SourceUnavailable, SourceUnsupported
 from dgiqa_stream.preprocess import reduced_rgb
 from dgiqa_stream.sources import is_still, open_source
 
@@ -376,27 +376,3 @@ def test_a_silent_named_pipe_meets_the_deadline(tmp_path):
     with pytest.raises(SourceUnavailable, match=r"no data within 0\.5 s"):
         read(path, open_timeout_seconds=0.5)
     assert time.monotonic() - begin < 8.0  # the default is 10
-
-
-def _odd_media():
-    folder = os.environ.get("DGIQA_ODD_MEDIA", "")
-    return sorted(p for p in Path(folder).iterdir() if p.is_file()) if folder else []
-
-
-@pytest.mark.skipif(not _odd_media(), reason="DGIQA_ODD_MEDIA names no folder of odd files")
-@pytest.mark.parametrize("path", _odd_media(), ids=lambda p: p.name)
-def test_odd_media_ends_well(path):
-    """Every odd file ends within 20 s in frames of increasing time or in one of our errors."""
-    begin = time.monotonic()
-    fault, frames = None, []
-    try:
-        frames = read(path, limit=60)[1]
-    except DgiqaError as exc:
-        fault = exc
-    assert time.monotonic() - begin < 20
-    if fault is None:
-        assert frames
-        assert all(b > a for a, b in itertools.pairwise(times(frames)))
-    else:
-        assert isinstance(fault, SourceError)
-        assert "\n" not in str(fault)
