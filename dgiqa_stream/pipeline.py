@@ -46,12 +46,13 @@ _Ended = Literal["end_of_stream", "interrupted", "duration_reached"]
 
 @dataclass(frozen=True, slots=True)
 class SessionResult:
-    """What one session came to."""
+    """What one session came to; look at ``error`` before ``session``."""
 
     stream: str
     session: WindowScore | None
-    """The whole session pooled; None where nothing was scored."""
+    """The whole session pooled; None where nothing was scored: ``error`` says why, if it failed."""
     counts: Mapping[Count, int]
+    """How many frames were decoded, scored, dropped..; ``counts["scored"]``, say."""
     duration_seconds: float
     """Wall clock."""
     reason: str
@@ -72,6 +73,7 @@ class FrameScoring:
         self._scorer, self._telemetry = scorer, telemetry
         self._crop = picture.rectangle
         self._letterbox = LetterboxDetector() if picture.letterbox and not self._crop else None
+        self._told_of_crop = False
 
     def __call__(self, frame: Frame) -> FrameScore:
         """Score one frame; counts it as scored or failed, and raises what went wrong."""
@@ -86,6 +88,7 @@ class FrameScoring:
     def _score(self, frame: Frame) -> FrameScore:
         with self._telemetry.timed(Stage.PREPROCESS):
             crop = self._crop
+            self._warn_of_crop(frame)
             if self._letterbox is not None:
                 crop = self._letterbox.update(frame.planes, frame.info.pts_seconds)
             try:
@@ -102,6 +105,20 @@ class FrameScoring:
             in_domain=frame.info.dynamic_range == "sdr",
             scored_at_seconds=time.time(),
         )
+
+    def _warn_of_crop(self, frame: Frame) -> None:
+        """Say once that the crop is not wholly inside; a stream may change its size on the way."""
+        crop, info = self._crop, frame.info
+        if crop is None or self._told_of_crop:
+            return
+        if crop.left + crop.width > info.width or crop.top + crop.height > info.height:
+            self._told_of_crop = True
+            log.warning(
+                "%s: the crop %d,%d,%d,%d reaches beyond the %dx%d picture; what is inside is "
+                "scored",
+                *(frame.stream, crop.left, crop.top, crop.width, crop.height),
+                *(info.width, info.height),
+            )
 
 
 def score_frames(
@@ -187,8 +204,9 @@ class Monitor:
     def run(self) -> SessionResult:
         """Watch until the source ends, fails or :meth:`stop` is called; sends ``final`` last.
 
-        A source that fails is in the result, not raised; raises :class:`ModelError` where the model
-        cannot be opened, before anything is sent.
+        A source that cannot be opened or fails is in ``error`` of the result, not raised, because
+        what was scored before is in it, too; ``session`` is None where nothing was. Raises
+        :class:`ModelError` where the model cannot be opened, before anything is sent.
         """
         scorer = self._scorer or scorer_of(self.config.model)
         self.telemetry = Telemetry()
@@ -342,7 +360,7 @@ class _Session:
                     thumbnail.frame, thumbnail.jpeg, width=thumbnail.width, height=thumbnail.height
                 )
             )
-        counts = self._telemetry.counts()
+        counts = dict(self._telemetry.counts())
         duration = time.monotonic() - self._began
         self._send(
             self._factory.final(

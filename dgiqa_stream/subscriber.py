@@ -248,9 +248,11 @@ class Subscriber:
 
     def _give_up(self, what: str) -> None:
         """Raise, because ZeroMQ itself does not try again; a binding side waits for others."""
-        self._report(f"{self._address} {what}")
+        problem = f"{self._address} {what}"
         if not self._binds:
-            raise ConfigError(self._problem)
+            self._problem = problem
+            raise ConfigError(problem)
+        self._report(problem)
 
     def _report(self, problem: str) -> None:
         if problem != self._problem:

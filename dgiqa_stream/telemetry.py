@@ -51,6 +51,10 @@ class Count(StrEnum):
     SINK_ERRORS = "sink_errors"
     """Messages a sink refused."""
 
+    def __repr__(self) -> str:
+        """As text: counts are printed."""
+        return repr(self.value)
+
 
 class Stage(StrEnum):
     """Whose latency is measured."""

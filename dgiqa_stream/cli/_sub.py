@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dgiqa_stream.wire import Message
 
 _POLL_SECONDS = 0.1
+_PROBLEM_SECONDS = 3.0  # tries are a second apart
 
 
 class Shown(StrEnum):
@@ -54,6 +56,8 @@ def sub(
     shared.set_up_logging(log_level)
     from dgiqa_stream.subscriber import Subscriber
 
+    # Its problems are told here, once, and in the words of the options.
+    logging.getLogger("dgiqa_stream.subscriber").setLevel(logging.ERROR)
     shared.check_number("--timeout", timeout, least=0, most=1e9)
     shown = format or (Shown.TABLE if sys.stdout.isatty() else Shown.NDJSON)
     wording = Wording({"curve_dir": "--curve-dir"})
@@ -68,7 +72,8 @@ def sub(
             curve_dir=curve_dir,
         ) as subscriber,
     ):
-        received = _show(_messages(subscriber, interrupts, timeout), shown, count)
+        listener = _Listener(subscriber, interrupts, wording, timeout_seconds=timeout)
+        received = _show(listener.messages(), shown, count)
         for topic, missing in subscriber.gaps.items():
             shared.say(f"{topic}: {missing} messages missed (a slow subscriber, or the network)")
         if subscriber.num_undecodable:
@@ -76,25 +81,54 @@ def sub(
     if interrupts:  # how most sessions end: nothing to complain of
         shared.leave(INTERRUPTED)
     if not received:
-        hint = wording(subscriber.problem or "is a publisher running there?")
-        shared.complain(f"no message from {endpoint}: {hint}")
+        hint = f": {wording(subscriber.problem or 'is a publisher running there?')}"
+        is_told = listener.told and listener.told == subscriber.problem
+        shared.complain(f"no message from {endpoint}{'' if is_told else hint}")
     shared.leave(shared.OK if received else shared.NOTHING)
 
 
-def _messages(
-    subscriber: Subscriber, interrupts: Interrupts, timeout_seconds: float | None
-) -> Iterator[Message]:
-    """Messages until there was none for so long, or a signal."""
-    heard = time.monotonic()
-    while not interrupts:
-        silent = time.monotonic() - heard
-        left = _POLL_SECONDS if timeout_seconds is None else timeout_seconds - silent
-        message = subscriber.receive(min(max(left, 0.0), _POLL_SECONDS))
-        if message is not None:
-            yield message
-            heard = time.monotonic()
-        elif left <= 0:
-            return
+class _Listener:
+    """A subscriber's messages, until there was none for so long, or a signal."""
+
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        interrupts: Interrupts,
+        wording: Wording,
+        *,
+        timeout_seconds: float | None,
+    ) -> None:
+        self._subscriber, self._interrupts, self._wording = subscriber, interrupts, wording
+        self._timeout_seconds = timeout_seconds
+        self._problem = ""
+        self._problem_at = 0.0
+        self.told = ""
+        """The problem that was told last."""
+
+    def messages(self) -> Iterator[Message]:
+        """Yield them as they come."""
+        heard = time.monotonic()
+        while not self._interrupts:
+            left = _POLL_SECONDS
+            if self._timeout_seconds is not None:
+                left = self._timeout_seconds - (time.monotonic() - heard)
+            message = self._subscriber.receive(min(max(left, 0.0), _POLL_SECONDS))
+            if message is not None:
+                yield message
+                heard = time.monotonic()
+            elif left <= 0:
+                return
+            else:
+                self._tell_problem()
+
+    def _tell_problem(self) -> None:
+        """Say why nothing comes, once that has lasted: the next try may succeed, or be final."""
+        problem, now = self._subscriber.problem, time.monotonic()
+        if problem != self._problem:
+            self._problem, self._problem_at = problem, now
+        if problem and problem != self.told and now - self._problem_at > _PROBLEM_SECONDS:
+            self.told = problem
+            shared.say(f"warning: {self._subscriber.endpoint}: {self._wording(problem)}")
 
 
 def _show(messages: Iterator[Message], shown: Shown, count: int | None) -> int:

@@ -88,7 +88,9 @@ class LiveTable:
                 row.session = message.score
                 row.low5 = message.pool.get("low5", row.low5)
             elif isinstance(message, wire.StatusMessage):
-                row.state, row.fps = message.state, message.fps_scored
+                row.state = message.state
+                # The first status comes with the stream, before there is a rate.
+                row.fps = message.fps_scored if message.counts.get("scored") else None
             elif isinstance(message, wire.MetaMessage):
                 row.is_opened = True
 

@@ -84,7 +84,18 @@ def _wrong_word(exc: Any, app: typer.Typer, program: str) -> Verdict | None:
         typer.echo(str(exc), err=True)  # no command at all: the help
         return USAGE, ""
     asked = exc.ctx.command_path if exc.ctx else _asked(app, program)
-    return USAGE, f"{redact_text(exc.format_message()).rstrip('.')}; see `{asked} --help`"
+    told = redact_text(exc.format_message()).rstrip(".")
+    return USAGE, f"{told}{_variable_of(exc)}; see `{asked} --help`"
+
+
+def _variable_of(exc: Any) -> str:
+    """The variable that gave a refused value; typer names those with a name of their own."""
+    option, context = getattr(exc, "param", None), exc.ctx
+    if option is None or context is None or context.auto_envvar_prefix is None:
+        return ""
+    source = context.get_parameter_source(option.name)
+    name = f"{context.auto_envvar_prefix}_{option.name}".upper()
+    return f" (from {name})" if getattr(source, "name", "") == "ENVIRONMENT" else ""
 
 
 def _missing_package(exc: Exception, extra: str) -> Verdict | None:

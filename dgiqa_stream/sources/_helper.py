@@ -37,6 +37,7 @@ _GRACE_SECONDS = 2.0
 _MAX_COMPLAINT_LENGTH = 300
 _MAX_LINES = 100
 _LEVEL = re.compile(r"^(?:\[[\w,]+ @ 0x[0-9a-f]+\] )?\[(\w+)\] ")  # of `-loglevel level+…`
+_ENDED_BY_US = "Immediate exit requested"  # what FFmpeg says of a SIGTERM
 _COMPLAINTS = ("error", "fatal", "panic")
 QUIETLY = ("-hide_banner", "-nostdin")
 
@@ -125,8 +126,8 @@ class HelperSource:
 
     def _explain(self, exc: SourceError) -> SourceError:
         """The helper's own complaint, where it had one: it knows why no data came."""
-        complaint = self._child.complaint
-        if not complaint:
+        complaint = self._child.complaint.removeprefix(f"{self._shown}: ")
+        if not complaint or _ENDED_BY_US in complaint:
             return exc
         return SourceUnavailable(f"{self._shown}: {complaint}; check the address and the sender")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 
 import pytest
@@ -219,6 +220,7 @@ def test_watch_draws_a_table_on_a_terminal(run_on_terminal):
     assert "worst 5 %" in text
     assert "█" in text
     assert "pattern-clean: end of stream" in text
+    assert not re.search(r" 0\.0 +0 *[\r\n]", text)  # a rate that is not yet known is no rate of 0
 
 
 def test_a_terminal_keeps_only_the_error(run_on_terminal):

@@ -145,6 +145,19 @@ def test_a_wrong_word_leads_to_the_help_of_its_command(call, words, shown):
     assert lines[0].endswith(f"{shown} --help`")
 
 
+def test_a_wrong_value_of_a_variable_names_the_variable(call, monkeypatch):
+    """Nobody finds it by the option's name alone; where the option itself was given, it is not
+    blamed.
+    """
+    monkeypatch.setenv("EXAMPLE_WORK_CODE", "abc")
+    code, (line,) = call("work")
+    assert code == 2
+    assert "'--code'" in line
+    assert "(from EXAMPLE_WORK_CODE); see " in line
+    _, (line,) = call("work", "--code", "xyz")
+    assert "EXAMPLE" not in line
+
+
 def test_no_word_shows_the_help(call):
     """Alone, the program lists its commands, with 2."""
     code, lines = call()

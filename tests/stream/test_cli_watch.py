@@ -452,6 +452,22 @@ def test_a_signal_ends_a_subscriber_without_a_complaint(start, plain_environment
     assert end(process)[0] == 0
 
 
+def test_a_subscriber_without_keys_is_told_once(start, run_cli, tmp_path):
+    """What an encrypted publisher does to it is one line, not a warning and an error alike."""
+    run_cli("keys", tmp_path / "server", "server")
+    run_cli("keys", tmp_path / "client", "client")
+    (tmp_path / "server" / "client.key").write_bytes((tmp_path / "client/client.key").read_bytes())
+    process = start(
+        *(f"{PATTERN}&seconds=600", "--realtime", "--curve-dir", tmp_path / "server"),
+        publish="tcp://127.0.0.1:*",
+    )
+    endpoint = line_with(process, r"publishing on (\S+)\n")[1]
+    done = run_cli("sub", endpoint, "--timeout", "8")
+    assert done.code in (2, 3)
+    assert done.err.count("--curve-dir") + done.err.count("curve_dir") == 1, done.err
+    assert end(process)[0] == 0
+
+
 def test_two_publishers_on_one_port(start, run_cli):
     """The second is refused with one line that names the port, and exit code 5."""
     process = start(f"{PATTERN}&seconds=600", "--realtime", publish="tcp://127.0.0.1:*")

@@ -143,6 +143,18 @@ def check_order(messages):
         assert numbers == list(range(len(numbers)))
 
 
+@pytest.mark.parametrize(
+    ("crop", "is_beyond"), [((0, 0, 9999, 10), True), ((0, 0, 64, 48), False), ((), False)]
+)
+def test_a_crop_beyond_the_picture_is_warned_of_once(fake_scorer, caplog, crop, is_beyond):
+    """What is cut down is told with both sizes, not for every frame; one that fits is not."""
+    result, _ = watch(PATTERN, fake_scorer, picture={"crop": crop})
+    assert result.counts[Count.SCORED] > 1
+    told = [r.getMessage() for r in caplog.records if "crop" in r.getMessage()]
+    assert len(told) == is_beyond
+    assert all("0,0,9999,10 reaches beyond the 64x48 picture" in text for text in told)
+
+
 def test_a_session_tells_its_story_in_order(fake_scorer):
     """Connecting, meta, running, scores and windows, thumbnails, the summary, ended; and every
     frame of the source is scored once, in order.

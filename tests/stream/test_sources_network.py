@@ -480,6 +480,25 @@ def test_srt_complaint_is_told_without_its_secret(fake_helper):
     assert "hunter2" not in str(caught.value)
 
 
+def test_srt_complaint_has_the_address_once(fake_helper):
+    """FFmpeg, too, begins with the address."""
+    url = "srt://127.0.0.1:9000"
+    fake_helper(f'echo "{url}: Input/output error" >&2; exit 1')
+    with pytest.raises(SourceUnavailable, match="Input/output error") as caught:
+        open_patiently(url)
+    assert str(caught.value).count(url) == 1
+
+
+@posix
+def test_srt_deadline_is_not_told_as_the_helpers_fault(fake_helper):
+    """A helper that we end says so ("Immediate exit requested"), which helps nobody."""
+    said = 'echo "srt://x: Immediate exit requested" >&2'
+    fake_helper(f"trap '{said}; exit 255' TERM; {said}; sleep 60 & wait")
+    with pytest.raises(SourceUnavailable, match=r"no data within 3 s"):
+        open_in_vain("srt://127.0.0.1:9000", seconds=3.0)
+
+
+@posix
 def test_srt_without_helper_names_the_packages(monkeypatch):
     """Without a helper the error names what to install."""
     monkeypatch.setenv("PATH", "")

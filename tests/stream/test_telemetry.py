@@ -33,6 +33,14 @@ def test_every_count_and_stage_starts_at_zero():
     assert snapshot.fps_in == snapshot.fps_scored == 0.0
 
 
+def test_counts_print_as_text():
+    """A dict of counts, as a session's result holds, reads as text and is looked up by text."""
+    counts = dict(Telemetry().counts())
+    assert repr(counts).startswith("{'decoded': 0, 'skipped': 0, ")
+    assert "Count" not in repr(counts)
+    assert counts["scored"] == counts[Count.SCORED] == 0
+
+
 def test_no_count_is_lost_between_threads():
     """Four threads that count at once lose nothing, in counts or latencies."""
     telemetry = Telemetry()
