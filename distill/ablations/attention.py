@@ -180,7 +180,7 @@ def _recipe(losses: LossConfig, settings: Settings, *, seed: int) -> Recipe:
             seed=seed, num_epochs=settings.num_epochs, rated_batch=max(2, settings.batch // 4),
             ladder_groups=1, ladder_levels=2, head_epochs=30, trunk_rate=1.5e-4, head_rate=2e-4,
             warmup_steps=5, weight_decay=0.02, dropout=0.3, ema_decay=0.9, plcc_weight=0.3,
-            ladder_weight=0.0, ladder_margin=0.2, smallest_crop=0.85,
+            ladder_weight=0.0, ladder_margin=0.2, smallest_crop=0.85, precision="fp32",
         ),
         losses=losses,
     )  # fmt: skip

@@ -55,7 +55,8 @@ def load_biq2021(root: Path, *, num_validation: int, seed: int) -> list[RatedPic
     training = [i for i, r in enumerate(rated) if r.split == "train"]
     if num_validation >= len(training):
         raise ValueError(
-            f"num_validation {num_validation} leaves nothing of {len(training)} training pictures"
+            f"num_validation {num_validation} leaves nothing of {len(training)} training pictures: "
+            "lower it in the recipe, or by --num-validation where there is none"
         )
     held_back = np.random.default_rng(seed).choice(training, num_validation, replace=False)
     for i in held_back:

@@ -26,7 +26,8 @@ from distill.data.degradations import (
 )
 from distill.data.shards import MAX_SHARD_BYTES, LeftOut, ShardRecord
 
-_NOT_A_PICTURE = (av.FFmpegError, SourceError, OSError, StopIteration, ValueError)
+NOT_A_PICTURE = (av.FFmpegError, SourceError, OSError, StopIteration, ValueError)
+"""What :func:`read_rgb` may raise."""
 
 
 class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ def _rated_records(
         item = picture.item
         try:
             rgb = read_rgb(item.path, longest_px=settings.longest_px)
-        except _NOT_A_PICTURE as exc:
+        except NOT_A_PICTURE as exc:
             left_out.append(LeftOut(f"{picture.source}/{item.name}", _reason(exc)))
             continue
         record = ShardRecord(
@@ -126,7 +127,7 @@ def _clean_records(
         clean = read_rgb(job.path, longest_px=settings.longest_px)
         if min(clean.shape[:2]) < full_reference.SHORTEST_PX:
             raise ValueError(f"{full_reference.SHORTEST_PX} px or more on a side are needed")
-    except _NOT_A_PICTURE as exc:
+    except NOT_A_PICTURE as exc:
         left_out.append(LeftOut(f"{job.source}/{job.path.name}", _reason(exc)))
         return
     base = ShardRecord(f"{job.content}/clean", job.content, job.split, job.source, level=0)

@@ -7,6 +7,7 @@ teacher reads the last four. Weights are random unless asked for otherwise.
 from __future__ import annotations
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -82,12 +83,11 @@ def make_pyramid(name: str, *, pretrained: bool = False) -> nn.Module:
         near = difflib.get_close_matches(name, [*timm.list_models(), MOBILENETV2], 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise ConfigError(f"unknown backbone {name!r}; {hint}")
+    hush_hub()
     try:
         net: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True)
     except OSError as exc:
-        raise ModelError(
-            f"timm cannot fetch weights of {name}: {exc}; load a checkpoint instead"
-        ) from exc
+        raise not_fetched(name, exc) from exc
     except (RuntimeError, AssertionError, AttributeError, TypeError) as exc:
         # what timm raises, by kind of network, where one cannot give features
         raise ConfigError(f"backbone {name} gives no feature maps: choose another") from exc
@@ -124,3 +124,17 @@ def load_mobilenetv2_(net: nn.Module, weights: Path) -> None:
     load_imagenet_(trunk, weights)
     net.stem.load_state_dict(trunk.stem.state_dict())
     net.blocks.load_state_dict(trunk.blocks.state_dict())
+
+
+def hush_hub() -> None:
+    """Keep the hub's library from telling of each of its attempts: the last one is told."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def not_fetched(name: str, exc: OSError) -> ModelError:
+    """What to say where timm found no weights of a network."""
+    reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+    return ModelError(
+        f"timm cannot fetch weights of {name} ({reason}): download them where there is a network, "
+        "then give the file (--backbone, --vit), or set pretrained = false"
+    )

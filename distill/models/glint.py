@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
-from distill.models.backbones import MOBILENETV2, MobileNetPyramid
+from dgiqa_stream.errors import BackendUnavailable, ConfigError
+from distill.models.backbones import MOBILENETV2, MobileNetPyramid, hush_hub, not_fetched
 from distill.models.teacher import TeacherOutput
 
 NUM_BLOCKS = 4
@@ -252,9 +252,8 @@ def _create(name: str, **options: Any) -> Any:
         ) from exc
     if not timm.is_model(name.partition(".")[0]):
         raise ConfigError(f"timm {timm.__version__} has no model {name!r}: see timm.list_models()")
+    hush_hub()
     try:
         return timm.create_model(name, **options)
     except OSError as exc:
-        raise ModelError(
-            f"timm cannot fetch weights of {name}: {exc}; load a checkpoint instead"
-        ) from exc
+        raise not_fetched(name, exc) from exc

@@ -86,8 +86,9 @@ def load_official(path: Path, *, backbone: str = SWIN) -> Dgiqa:
         return model
     try:
         save_teacher(model, beside, version="published", source=path)
-    except OSError as exc:  # a folder that may only be read
-        say(f"{path.name} is loaded, but {beside.name} cannot be written: {exc.strerror}")
+    except (OSError, SinkError) as exc:  # a folder that may only be read, or a full disk
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        say(f"{path.name} is loaded, but {beside.name} cannot be written: {reason}")
     else:
         say(f"{path.name} is converted: later loads take {beside.name} as long as both agree")
     return model

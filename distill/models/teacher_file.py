@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 from torch import Tensor
 
-from dgiqa_stream.errors import BackendUnavailable, ModelError
+from dgiqa_stream.errors import BackendUnavailable, ModelError, SinkError
 from dgiqa_stream.versions import package_version
 from distill.data.shards import sha256_of
 from distill.models.glint import GlintConfig, GlintIQA
@@ -80,7 +79,7 @@ def save_teacher(
     """Write a teacher as safetensors that say what they hold; whole or not at all.
 
     ``depth`` is the identity of the provider that its depth maps came from in training. Raises
-    ``OSError`` where it cannot be written.
+    :class:`SinkError` or ``OSError`` where it cannot be written.
     """
     safetensors = import_safetensors()
     about = TeacherAbout(
@@ -105,7 +104,10 @@ def save_teacher(
         beside.chmod(mode)
         beside.replace(path)
     except safetensors.SafetensorError as exc:  # how it tells of a full disk
-        raise OSError(errno.EIO, str(exc)) from exc
+        raise SinkError(
+            f"{path.name} cannot be written to {path.parent} ({exc}): make room and run the same "
+            "command"
+        ) from exc
     finally:
         beside.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ The official test part of a set is never among them: no training and no choice m
 from __future__ import annotations
 
 import csv
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,15 +22,19 @@ from dgiqa_stream.errors import ConfigError, SourceError
 from dgiqa_stream.preprocess import reduced_rgb
 from dgiqa_stream.types import Planes
 from distill.data.biq2021 import load_biq2021
-from distill.data.build import LONGEST_PX, read_picture
+from distill.data.build import LONGEST_PX
 from distill.data.depth import DepthProvider, Rgb, three_channels
 from distill.data.packed import Pack
+from distill.data.shard_records import NOT_A_PICTURE
+from distill.data.shard_records import read_rgb as read_whole_rgb
 from distill.data.shards import ShardReader, ShardRecord
 from distill.data.training_data import ShardPictures
 from distill.models.teacher import CROP_PX
+from distill.say import say
 from distill.teacher_score import normalised, with_smallest_side
 
 LEARNT_FROM = ("train", "validation")
+MAX_LEFT_OUT = 20
 LABEL_COLUMNS = ("name", "quality", "weight")
 
 
@@ -177,11 +182,9 @@ def _rgb_of(planes: Planes) -> Rgb:
 
 def read_rgb(path: Path) -> Rgb:
     """A still picture, uint8 (H, W, 3); raises :class:`SourceError` for anything else."""
-    import av
-
     try:
-        return _rgb_of(read_picture(path))
-    except (av.FFmpegError, OSError, StopIteration, ValueError) as exc:
+        return read_whole_rgb(path, longest_px=LONGEST_PX)
+    except NOT_A_PICTURE as exc:
         raise SourceError(f"{path} is no picture that can be read: {exc}") from exc
 
 
@@ -215,8 +218,19 @@ def crop(picture: NDArray[np.uint8], top: int, left: int, *, mirrored: bool = Fa
     return normalised(np.ascontiguousarray(cut[:, ::-1] if mirrored else cut))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cut:
+    index: int
+    picture: Tensor
+    depth: Tensor | None
+
+
 class CropLoader:
-    """Batches of random crops, decided by (seed, batch number) alone."""
+    """Batches of random crops, decided by (seed, batch number) alone.
+
+    The next picture stands in for one that cannot be read; more than :data:`MAX_LEFT_OUT` of those
+    raise :class:`SourceError`.
+    """
 
     def __init__(
         self,
@@ -234,7 +248,9 @@ class CropLoader:
             raise ConfigError(
                 f"{len(self._train)} training pictures are no batch of {batch}: lower train.batch"
             )
-        self._pool = ThreadPoolExecutor(workers)
+        self._pool, self._lock = ThreadPoolExecutor(workers), threading.Lock()
+        self.left_out: dict[str, str] = {}
+        """Pictures that could not be read, and why."""
 
     def close(self) -> None:
         """End the threads."""
@@ -252,17 +268,38 @@ class CropLoader:
         chosen = [self._train[i] for i in order[within * self._batch :][: self._batch]]
         draws = np.random.default_rng([self._seed, 13, number]).random((len(chosen), 3))
         cuts = list(self._pool.map(self._cut, chosen, draws))
-        labels = [self._set.pictures[i] for i in chosen]
+        labels = [self._set.pictures[cut.index] for cut in cuts]
+        depths = [cut.depth for cut in cuts if cut.depth is not None]
         return Crops(
-            torch.stack([picture for picture, _ in cuts]),
-            torch.stack([near for _, near in cuts if near is not None]) if self._depth else None,
+            torch.stack([cut.picture for cut in cuts]),
+            torch.stack(depths) if self._depth else None,
             torch.tensor([p.quality for p in labels]),
             torch.tensor([p.weight for p in labels]),
         )
 
-    def _cut(self, index: int, draw: NDArray[np.float64]) -> tuple[Tensor, Tensor | None]:
-        """One random crop of a picture and of its depth map."""
-        rgb = self._set.rgb(index)
+    def read(self, index: int) -> Rgb | None:
+        """A picture, or None where it cannot be read; raises where those are too many."""
+        try:
+            return self._set.rgb(index)
+        except SourceError as exc:
+            with self._lock:
+                name = self._set.pictures[index].name
+                if name not in self.left_out:
+                    say(f"left out: {exc}")
+                self.left_out[name] = str(exc)
+                if len(self.left_out) > MAX_LEFT_OUT:
+                    raise SourceError(
+                        f"{len(self.left_out)} pictures cannot be read and {MAX_LEFT_OUT} may be "
+                        f"left out; the last: {exc}"
+                    ) from exc
+            return None
+
+    def _cut(self, index: int, draw: NDArray[np.float64]) -> _Cut:
+        """One random crop of a picture, or of the next one that can be read, and of its depth."""
+        place = self._train.index(index)
+        while (rgb := self.read(index)) is None:
+            place = (place + 1) % len(self._train)
+            index = self._train[place]
         views = [with_smallest_side(rgb)]
         if self._depth is not None:
             near = self._depth(rgb, path=self._set.pictures[index].name)
@@ -270,4 +307,4 @@ class CropLoader:
         height, width = views[0].shape[:2]
         top, left = int(draw[0] * (height - CROP_PX + 1)), int(draw[1] * (width - CROP_PX + 1))
         cuts = [crop(view, top, left, mirrored=bool(draw[2] < 0.5)) for view in views]
-        return cuts[0], cuts[1] if len(cuts) > 1 else None
+        return _Cut(index, cuts[0], cuts[1] if len(cuts) > 1 else None)

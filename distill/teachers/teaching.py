@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dgiqa_stream.correlation import plcc, srcc
-from dgiqa_stream.errors import ConfigError
+from dgiqa_stream.errors import ConfigError, SourceError
 from distill.data.depth import DepthProvider, Map, Rgb
 from distill.data.loader import read_ahead
 from distill.data.shards import write_json
@@ -40,6 +40,7 @@ from distill.teachers.training import (
 
 TEACHER, RESULT = "teacher.safetensors", "teacher.json"
 LOG_EVERY = 10
+_FEWEST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class _Teaching:
         self.pictures, self.depth = pictures, depth
         judged = [i for i, p in enumerate(pictures.pictures) if p.split == "validation"]
         self.judged = judged[: self.config.num_evaluated]
-        if len(self.judged) < 2:
+        if len(self.judged) < _FEWEST:
             raise ConfigError(
                 f"{len(self.judged)} validation pictures choose nothing, 2 is the least: raise "
                 "data.num_validation"
@@ -251,16 +252,21 @@ class _Teaching:
         side = math.isqrt(self.config.evaluation_crops)
         protocol = GridProtocol(side, side)
 
-        def read(number: int) -> tuple[Rgb, Map]:
+        def read(number: int) -> tuple[int, Rgb, Map] | None:
             index = self.judged[number]
-            rgb = self.pictures.rgb(index)
+            rgb = self.loader.read(index)
+            if rgb is None:
+                return None
             if self.depth is None:
-                return rgb, rgb[..., 0]  # not read
-            return rgb, self.depth(rgb, path=self.pictures.pictures[index].name)
+                return index, rgb, rgb[..., 0]  # not read
+            return index, rgb, self.depth(rgb, path=self.pictures.pictures[index].name)
 
-        scores = [
-            score_picture(model, rgb, near, protocol=protocol).score
-            for rgb, near in read_ahead(read, 0, len(self.judged))
-        ]
-        mos = [self.pictures.pictures[i].quality for i in self.judged]
+        scores, mos = [], []
+        for found in read_ahead(read, 0, len(self.judged)):
+            if found is not None:
+                index, rgb, near = found
+                scores.append(score_picture(model, rgb, near, protocol=protocol).score)
+                mos.append(self.pictures.pictures[index].quality)
+        if len(scores) < _FEWEST:
+            raise SourceError(f"{len(scores)} validation pictures can be read: repair the set")
         return {"srcc": srcc(scores, mos), "plcc": plcc(scores, mos)}

@@ -23,7 +23,9 @@ from distill.models.official import open_teacher  # noqa: E402
 from distill.models.teacher import Dgiqa, TeacherSpec  # noqa: E402
 from distill.models.teacher_file import save_teacher  # noqa: E402
 from distill.teacher_score import GridProtocol, score_picture  # noqa: E402
+from distill.teachers import pictures as teachers_pictures  # noqa: E402
 from distill.teachers.pictures import (  # noqa: E402
+    CropLoader,
     JoinedPictures,
     LabelledFolder,
     LabelledShards,
@@ -318,3 +320,56 @@ def test_a_whole_timm_network_fills_a_pyramid(tmp_path):
             torch.testing.assert_close(pyramid(picture)[-1], expected)
     with pytest.raises(ModelError, match=r"swin\.pth does not fit"):
         load_pyramid_(make_pyramid("resnet10t"), tmp_path / "swin.pth")
+
+
+class Breaking:
+    """Pictures of which some cannot be read."""
+
+    def __init__(self, pictures, broken):
+        self._from, self._broken, self.pictures = pictures, broken, pictures.pictures
+
+    def rgb(self, index):
+        """Of the set, or the error of a broken one."""
+        if self.pictures[index].name in self._broken:
+            raise SourceError(f"{self.pictures[index].name} is broken")
+        return self._from.rgb(index)
+
+
+def test_an_unreadable_picture_is_left_out(packs, capsys):
+    """Another picture with its own label stands in for one that cannot be read, which is told once;
+    batches of the others stay what they were.
+    """
+    honest = PackPictures(packs / "rated")
+    train = [p for p in honest.pictures if p.split == "train"]
+    loaders = [
+        CropLoader(pictures, None, batch=4, seed=3)
+        for pictures in (honest, Breaking(honest, {train[2].name}))
+    ]
+    told = [[loader(number) for number in range(loader.batches_per_epoch)] for loader in loaders]
+    assert loaders[1].left_out == {train[2].name: f"{train[2].name} is broken"}
+    pairs = [
+        (torch.equal(mine.picture[k], theirs.picture[k]), mine.quality[k], theirs.quality[k])
+        for mine, theirs in zip(*told, strict=True)
+        for k in range(4)
+    ]
+    (changed,) = [(before, after) for is_same, before, after in pairs if not is_same]
+    assert torch.stack(changed).tolist() == pytest.approx([train[2].quality, train[3].quality])
+    assert capsys.readouterr().err.count("left out") == 1
+
+
+def test_too_many_unreadable_pictures_stop(packs, monkeypatch):
+    """One more than may be left out is one line with both numbers and a reason."""
+    monkeypatch.setattr(teachers_pictures, "MAX_LEFT_OUT", 1)
+    honest = PackPictures(packs / "rated")
+    broken = {p.name for p in honest.pictures if p.split == "train"}
+    loader = CropLoader(Breaking(honest, broken), None, batch=4, seed=3)
+    with pytest.raises(SourceError, match=r"2 pictures cannot be read and 1 may be left out.*brok"):
+        loader(0)
+
+
+def test_a_jpeg_that_is_cut_off_teaches_nothing(make_picture, tmp_path):
+    """Half of a JPEG, which decoders fill with grey, is refused by name."""
+    whole = cv2.imencode(".jpg", make_picture(1))[1].tobytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SourceError, match=r"half\.jpg is no picture that can be read.*cut off"):
+        read_rgb(tmp_path / "half.jpg")
