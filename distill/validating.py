@@ -169,6 +169,11 @@ class Validation:
         found = predict(model, judged.pictures, judged.records, self.views, compute=self.compute)
         read = np.isfinite(found)
         if read.sum() < _FEWEST:
+            if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+                raise FloatingPointError(
+                    "the student's weights are no longer numbers: lower trunk_rate or head_rate and "
+                    "train in another --run folder"
+                )
             raise SourceError(
                 f"{read.sum()} of {len(read)} pictures for validation in "
                 f"{judged.pictures.folder} can be read, {_FEWEST} is the least: make them again"

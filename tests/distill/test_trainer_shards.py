@@ -218,6 +218,16 @@ def test_another_recipe_does_not_go_on(trained, fit, taught_recipe, changes, num
     assert (run / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_head_that_leaves_the_numbers_is_told(fit, taught_recipe, tmp_path):
+    """A rate that makes the head's first fit NaN is named as such, not taken for pictures that
+    cannot be read, and leaves no weights.
+    """
+    wild = recipe_with(taught_recipe, train={"head_rate": 1e30})
+    with pytest.raises(FloatingPointError, match="lower trunk_rate or head_rate"):
+        fit(tmp_path, recipe=wild)
+    assert not list(tmp_path.glob("*.pt"))
+
+
 def test_a_full_disk_at_a_checkpoint_loses_nothing(fit, trained, tmp_path, monkeypatch):
     """A file-size limit met in a checkpoint is one line; the checkpoint before it is whole, nothing
     is half-written, and the run goes on to the same end once there is room.
