@@ -171,8 +171,8 @@ class Validation:
         if read.sum() < _FEWEST:
             if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
                 raise FloatingPointError(
-                    "the student's weights are no longer numbers: lower trunk_rate or head_rate and "
-                    "train in another --run folder"
+                    "the student's weights are no longer numbers: lower trunk_rate or head_rate "
+                    "and train in another --run folder"
                 )
             raise SourceError(
                 f"{read.sum()} of {len(read)} pictures for validation in "
