@@ -18,7 +18,10 @@ import time
 import av
 import pytest
 
+from dgiqa_stream.cli._watch import _summary
+from dgiqa_stream.pipeline import SessionResult
 from dgiqa_stream.subscriber import Subscriber
+from dgiqa_stream.telemetry import Count
 
 PATTERN = "pattern:clean?size=64x48&fps=25"
 ENDS_WITHIN_SECONDS = 8.0
@@ -366,6 +369,18 @@ def test_the_recording_of_a_failed_report_is_kept(run_cli, tmp_path):
     lost = run_cli("watch", PATTERN, "-c", file, "--report", tmp_path / "no" / "r.html")
     assert lost.code == 5
     assert len(lost.err.splitlines()) == 1
+
+
+def test_the_summary_tells_of_decode_errors():
+    """Packets that the decoder refused are in it beside the frames that came out damaged; where
+    there are none, no word is lost on them.
+    """
+    counts = {**dict.fromkeys(Count, 0), Count.DECODED: 40, Count.CORRUPT: 3}
+    result = SessionResult("cam", None, counts, 2.0, "duration_reached", None, [], [])
+    shown = "cam: duration reached after 2.0 s; 0 of 40 frames scored; 0 dropped, 3 corrupt"
+    assert _summary(result) == shown
+    counts[Count.DECODE_ERRORS] = 217
+    assert _summary(result) == f"{shown}, 217 decode errors"
 
 
 def test_two_outputs_cannot_be_one_file(run_cli, tmp_path):
