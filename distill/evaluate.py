@@ -102,7 +102,13 @@ def ladder_scores(scorer: Scorer, content: Content) -> dict[str, list[float]]:
 
 
 def _coded(frames: list[Rgb], codec: str, crf: int) -> list[Planes]:
-    with av.open(io.BytesIO(encode(frames, codec, crf))) as container:
+    """With libx264's macroblock tree: the released figures were measured with it.
+
+    Their streams are therefore not the same bytes from run to run at every size (see
+    :data:`distill.data.codecs.X264_PARAMS`); training's are.
+    """
+    coded = encode(frames, codec, crf, macroblock_tree=True)
+    with av.open(io.BytesIO(coded)) as container:
         decoded = [planes_of(frame) for frame in container.decode(video=0)]
     return [decoded[i] for i in _SCORED_FRAMES]
 

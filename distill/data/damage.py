@@ -12,7 +12,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from distill.data.codecs import FRAMES_PER_SECOND, Clip, Rgb, to_frame, to_rgb
+from distill.data.codecs import FRAMES_PER_SECOND, X264_PARAMS, Clip, Rgb, to_frame, to_rgb
 
 LOST_SHARE = (0.03, 0.07, 0.13, 0.22, 0.35, 0.55)
 """Part of the coded slices after the first frame."""
@@ -84,7 +84,7 @@ def _slices(frames: Sequence[Rgb]) -> list[bytes]:
         "bf": "0",
         "g": "250",
         "slices": str(max(1, min(8, encoder.height // 32))),
-        "x264-params": "annexb=1:repeat-headers=1:scenecut=0",
+        "x264-params": f"annexb=1:repeat-headers=1:scenecut=0:{X264_PARAMS}",
     }
     packets: list[bytes] = []
     for i, rgb in enumerate(frames):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dgiqa_stream.sources._planes import planes_of
 from dgiqa_stream.types import Planes
+from distill.data.codecs import X264_PARAMS
 from distill.data.packed import as_planes_420
 
 Rgb = NDArray[np.uint8]
@@ -133,14 +134,27 @@ def pan(rgb: Rgb, *, num_frames: int = PAN_FRAMES, step_px: int = PAN_STEP_PX) -
         yield rgb[at : at + height, at : at + width]
 
 
-def encode(frames: list[Rgb], codec: str, crf: int, *, preset: str = "medium") -> bytes:
-    """An MP4 in memory at a constant rate factor, 25 frames a second, 4:2:0 BT.709 limited."""
+def encode(
+    frames: list[Rgb],
+    codec: str,
+    crf: int,
+    *,
+    preset: str = "medium",
+    macroblock_tree: bool = False,
+) -> bytes:
+    """An MP4 in memory at a constant rate factor, 25 frames a second, 4:2:0 BT.709 limited.
+
+    ``macroblock_tree`` is libx264's, on in its defaults: with it one input may give several streams
+    (:data:`distill.data.codecs.X264_PARAMS`), so only what must repeat older figures asks for it.
+    """
     out = io.BytesIO()
     height, width = frames[0].shape[:2]
-    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    own = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    if codec == "libx264" and not macroblock_tree:
+        own = {"x264-params": X264_PARAMS}
     with av.open(out, "w", format="mp4") as container:
         stream = container.add_stream(
-            codec, rate=25, options={"crf": str(crf), "preset": preset, **quiet}
+            codec, rate=25, options={"crf": str(crf), "preset": preset, **own}
         )
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.colorspace = 1
