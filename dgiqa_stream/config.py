@@ -51,6 +51,17 @@ class SourceSettings(_Settings, frozen=True):
     """Stop after this much presentation time."""
 
 
+class ReconnectSettings(_Settings, frozen=True):
+    """Opening a live source again that has gone away after it had played."""
+
+    enabled: bool = False
+    first_wait_seconds: Positive = 0.5
+    """Doubled after each attempt; a random half of every wait is left out."""
+    longest_wait_seconds: Positive = 30.0
+    healthy_seconds: Positive = 60.0
+    """After this long without a break, waiting begins at the first wait again."""
+
+
 class SamplerSettings(_Settings, frozen=True):
     """Which decoded frames are scored."""
 
@@ -195,6 +206,7 @@ class StreamConfig(_Settings, frozen=True):
 
     stream: tuple[StreamEntry, ...] = ()
     source: SourceSettings = SourceSettings()
+    reconnect: ReconnectSettings = ReconnectSettings()
     sampler: SamplerSettings = SamplerSettings()
     overload: OverloadSettings = OverloadSettings()
     picture: PictureSettings = PictureSettings()

@@ -22,7 +22,7 @@ Score = Annotated[float, msgspec.Meta(ge=0, le=100)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 State = Literal["connecting", "running", "stalled", "reconnecting", "ended", "failed"]
-"""``reconnecting`` is kept for sources that are opened again; nothing sends it yet."""
+"""``reconnecting`` carries the fault as ``error``; a live source is being opened again."""
 
 
 class FramePart(msgspec.Struct, frozen=True):

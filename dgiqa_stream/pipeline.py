@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from dgiqa_stream.config import PictureSettings, StreamConfig
-from dgiqa_stream.errors import ConfigError, DgiqaError, SinkError
+from dgiqa_stream.errors import ConfigError, DgiqaError, SinkError, SourceError
 from dgiqa_stream.gallery import Thumbnail, WorstFrames
 from dgiqa_stream.letterbox import LetterboxDetector
 from dgiqa_stream.pooling import TemporalPooling
@@ -24,9 +26,10 @@ from dgiqa_stream.reader import ReadAhead
 from dgiqa_stream.sampler import Sampler, make_sampler
 from dgiqa_stream.scorer import Scorer, scorer_of
 from dgiqa_stream.sources import open_source
+from dgiqa_stream.supervisor import ReconnectingSource
 from dgiqa_stream.telemetry import Count, Stage, Telemetry
 from dgiqa_stream.types import Frame, FrameScore, StreamInfo, WindowScore
-from dgiqa_stream.urls import redact, stream_id_of
+from dgiqa_stream.urls import redact, scheme_of, stream_id_of
 from dgiqa_stream.wire import Message, MessageFactory
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ _SHORTEST_STALL_SECONDS = 2.0
 _LIMIT_TOLERANCE_SECONDS = 0.01  # stamps are rounded, to 1 ms in Matroska
 
 
+_ENDING_SCHEMES = ("file", "stdin", "pattern")  # played as live, yet their end is an end
 _Ended = Literal["end_of_stream", "interrupted", "duration_reached"]
 
 
@@ -196,6 +200,7 @@ class Monitor:
         self._scorer, self._sinks, self._run = scorer, list(sinks), run
         self._on_score = on_score
         self._stopping = threading.Event()
+        self._supervised: ReconnectingSource | None = None
 
     def stop(self) -> None:
         """End :meth:`run` within a fraction of a second; from any thread or a signal handler."""
@@ -221,7 +226,8 @@ class Monitor:
         session = _Session(self, scorer, sampler, self._sinks, self._run)
         session.status("connecting")
         error: DgiqaError | None = None
-        reader = _reader(self._url, self.stream, self.config, self.telemetry, sampler, self._opener)
+        self._supervised = None
+        reader = _reader(self._url, self.stream, self.config, self.telemetry, sampler, self._open)
         try:
             with reader:
                 self._follow(reader, session)
@@ -238,6 +244,39 @@ class Monitor:
         is_reached = limit is not None and reader.read_seconds >= limit - _LIMIT_TOLERANCE_SECONDS
         ended: _Ended = "duration_reached" if is_reached else "end_of_stream"
         return session.finish(error, "interrupted" if self._stopping.is_set() else ended)
+
+    def _open(self) -> Source:
+        """The source, which opens itself again where that is wanted and can be."""
+        wanted = self.config.source
+
+        def open_for(duration_seconds: float | None) -> Source:
+            if self._opener is not None:
+                return self._opener()
+            settings = msgspec.structs.replace(wanted, duration_seconds=duration_seconds)
+            return open_source(self._url, settings, stream=self.stream)
+
+        source = open_for(wanted.duration_seconds)
+        is_lasting = source.info.is_live and scheme_of(self._url) not in _ENDING_SCHEMES
+        if not self.config.reconnect.enabled or not is_lasting:
+            return source
+        self._supervised = ReconnectingSource(
+            source,
+            open_for,
+            self.config.reconnect,
+            stream=self.stream,
+            duration_seconds=wanted.duration_seconds,
+        )
+        return self._supervised
+
+    @property
+    def fault(self) -> SourceError | None:
+        """Why the source is away and being opened again; None while it plays."""
+        return self._supervised.fault if self._supervised is not None else None
+
+    @property
+    def num_reconnects(self) -> int:
+        """How often the source came back in this run."""
+        return self._supervised.num_reconnects if self._supervised is not None else 0
 
     def _follow(self, reader: ReadAhead, session: _Session) -> None:
         """Score what the reader hands over until it ends or :meth:`stop` is called."""
@@ -264,7 +303,7 @@ class _Session:
         sinks: list[Sink],
         run: str | None,
     ) -> None:
-        self._config, self._stream = monitor.config, monitor.stream
+        self._monitor, self._config, self._stream = monitor, monitor.config, monitor.stream
         self._telemetry, self._scorer, self._sampler = monitor.telemetry, scorer, sampler
         self._sinks = list(sinks)
         self._sink_errors: list[SinkError] = []
@@ -276,7 +315,7 @@ class _Session:
         self._pooling: TemporalPooling | None = None
         self._state: State = "connecting"
         self._began = self._told = self._heard = time.monotonic()
-        self._num_heard = 0
+        self._num_heard = self._num_reconnects = 0
         self._lag_seconds = 0.0
         self._is_live = False
 
@@ -296,7 +335,7 @@ class _Session:
     def frame(self, frame: Frame) -> FrameScore:
         """Score, publish and pool one frame."""
         self._heard = time.monotonic()
-        if self._state == "stalled":
+        if self._state in ("stalled", "reconnecting") and self._monitor.fault is None:
             self.status("running")
         score = self._scoring(frame)
         self._lag_seconds = max(0.0, score.scored_at_seconds - score.info.received_at_seconds)
@@ -312,7 +351,7 @@ class _Session:
 
     def tick(self) -> None:
         """What is due: heartbeat, stall, sinks' own work."""
-        now = time.monotonic()
+        now, fault = time.monotonic(), self._monitor.fault
         num_decoded = self._telemetry.counts()[Count.DECODED]
         if num_decoded != self._num_heard:  # frames that the sampler passes over are heard, too
             self._num_heard, self._heard = num_decoded, now
@@ -320,15 +359,23 @@ class _Session:
                 self.status("running")
         silent = now - self._heard
         period = self._sampler.period_seconds or 0.0
-        if (
+        if fault is not None and self._state != "reconnecting":
+            self.status("reconnecting", fault)
+        elif (
             self._state == "running"
             and self._is_live
             and silent > max(2 * period, _SHORTEST_STALL_SECONDS)
         ):
             self.status("stalled")
         elif now - self._told >= self._config.publish.status_seconds:
-            self.status(self._state)
+            self.status(self._state, fault if self._state == "reconnecting" else None)
+        self._count_reconnects()
         self._tell(lambda sink: sink.tick())
+
+    def _count_reconnects(self) -> None:
+        new = self._monitor.num_reconnects - self._num_reconnects
+        self._telemetry.count(Count.RECONNECTS, new)
+        self._num_reconnects += new
 
     def status(self, state: State, error: BaseException | None = None) -> None:
         """Send a status message now."""
@@ -347,6 +394,7 @@ class _Session:
 
     def finish(self, error: BaseException | None, ended: _Ended) -> SessionResult:
         """Close the windows, send the summary and the last status."""
+        self._count_reconnects()
         windows = self._pooling.finish() if self._pooling is not None else []
         for window in windows:
             if window.kind == "sliding":

@@ -65,6 +65,9 @@ def watch(
     realtime: Annotated[
         bool | None, typer.Option("--realtime", help="Play files at their own pace.")
     ] = None,
+    reconnect: Annotated[
+        bool | None, typer.Option("--reconnect", help="Open a live source again that goes away.")
+    ] = None,
     programme: Annotated[int | None, typer.Option(help="MPEG-TS service number.")] = None,
     track: Annotated[int | None, typer.Option(help="Video track, from 0.")] = None,
     stream_option: shared.StreamOptions = None,
@@ -101,6 +104,7 @@ def watch(
             "source.duration_seconds": ("--duration", duration),
             "source.open_timeout_seconds": ("--open-timeout", open_timeout),
             "source.read_timeout_seconds": ("--read-timeout", read_timeout),
+            "reconnect.enabled": ("--reconnect", reconnect),
             "sampler.mode": ("", mode),
             "sampler.frames_per_second": ("--fps", fps),
             "sampler.every": ("--every", every),
