@@ -28,9 +28,9 @@ FRAMES_PER_SECOND = 25
 X264_PARAMS = "no-mbtree=1"
 """For libx264, so that one input gives one stream.
 
-With its macroblock tree (on by default) one thread gave several streams for one input at some sizes,
-such as squares of 240, 300, 320, 480 and 576 pixels: up to 164 grey levels apart, by what lay in
-memory before. Without it every try gave the same bytes.
+With its macroblock tree (on by default) one thread gave several streams for one input at some
+sizes, such as squares of 240, 300, 320, 480 and 576 pixels: up to 164 grey levels apart, by what
+lay in memory before. Without it every try gave the same bytes.
 """
 _BT709, _LIMITED, _FULL = 1, 1, 2  # as FFmpeg numbers them
 

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dgiqa_stream.correlation import plcc
+from dgiqa_stream.correlation import plcc, srcc
 
 Array = NDArray[np.float64]
 LogisticKind = Literal["logistic4", "logistic5"]
@@ -59,14 +59,18 @@ class FittedCurve:
         return curve(scores, *self.parameters)
 
     def plcc(self, scores: Array, mos: Array) -> float:
-        """PLCC of mapped scores to MOS, negative where the curve falls; NaN where it is flat.
+        """PLCC of mapped scores to MOS, with the sign of SRCC; NaN where the curve is flat.
 
-        Without the sign, a logistic would turn a reversed model into a perfect one.
+        A fitted curve follows MOS whichever way the scores run: without a sign it would turn a
+        reversed model into a perfect one. The sign is that of the data's own order (of plain PLCC
+        where SRCC is 0), not of the curve's ends: the curve of 5 parameters need not be monotone,
+        and its ends may lie against all pictures between them.
         """
-        ends = self(np.array([scores.min(), scores.max()]))
-        if np.ptp(scores) == 0 or ends[0] == ends[1]:
+        mapped = self(scores)
+        if np.ptp(scores) == 0 or np.ptp(mapped) == 0:
             return float("nan")
-        return float(np.sign(ends[1] - ends[0])) * plcc(self(scores), mos)
+        direction = srcc(scores, mos) or plcc(scores, mos)
+        return float(np.sign(direction)) * abs(plcc(mapped, mos))
 
 
 def fit_curve(

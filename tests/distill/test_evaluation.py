@@ -112,6 +112,24 @@ def test_a_reversed_model_does_not_become_perfect():
     assert found.plcc_logistic5.value == pytest.approx(-1, abs=1e-4)
 
 
+@pytest.mark.parametrize("seed", [17, 39, 48, 86])
+def test_a_curve_that_bends_back_keeps_the_sign_of_the_ranks(seed):
+    """Eight pictures whose fitted curve of 5 parameters ends against their rank order: PLCC has the
+    sign of SRCC and scipy's size of the mapped scores; scores reversed have the opposite.
+    """
+    rng = np.random.default_rng(seed)
+    mos = rng.uniform(0, 100, 8)
+    scores = np.round(mos + rng.normal(0, (30, 45, 60)[seed % 3], 8))
+    curve = fit_curve(scores, mos, "logistic5")
+    first, last = curve(np.array([scores.min(), scores.max()]))
+    direction = np.sign(stats.spearmanr(scores, mos).statistic)
+    assert np.sign(last - first) == -direction  # else this would show nothing
+    size = abs(stats.pearsonr(curve(scores), mos).statistic)
+    assert curve.plcc(scores, mos) == pytest.approx(direction * size)
+    reversed_curve = fit_curve(100 - scores, mos, "logistic5")
+    assert np.sign(reversed_curve.plcc(100 - scores, mos)) == -direction
+
+
 def test_figures_are_scipys():
     """SRCC, KRCC and PLCC equal scipy's, with ties; RMSE is that of the mapped scores."""
     scores, mos = noisy(50, 20)
