@@ -24,7 +24,7 @@ from dgiqa_stream.scorer import Scorer
 from dgiqa_stream.sources._planes import planes_of
 from dgiqa_stream.types import Planes
 from distill.data.biq2021 import load_biq2021
-from distill.data.build import content_split, read_picture
+from distill.data.build import content_split, read_named
 from distill.data.degrade import Rgb, encode, pan
 from distill.data.packed import as_planes_420
 from distill.say import show_progress
@@ -51,7 +51,7 @@ def held_out_contents(pristine: Path, clips: Path) -> Iterator[Content]:
     """Pans over the pictures of the test split, and the middle of every clip."""
     for path in sorted(pristine.glob("*.webp")):
         if content_split(path.name) == "test":
-            rgb = reduced_rgb(read_picture(path), longest_px=_LONGEST_PX)
+            rgb = reduced_rgb(read_named(path), longest_px=_LONGEST_PX)
             yield Content(path.stem, list(pan(rgb, num_frames=_CLIP_FRAMES)))
     for path in sorted(clips.glob("*.mp4")):
         yield Content(path.stem, _middle_of(path))
@@ -158,7 +158,7 @@ def score_rated(
         raise ValueError(f"no picture of BIQ2021 is in split {split!r}: train, validation or test")
     scores: dict[str, list[float]] = {name: [] for name in scorers}
     for first in range(0, len(rated), _BATCH):
-        pictures = [read_picture(r.path) for r in rated[first : first + _BATCH]]
+        pictures = [read_named(r.path) for r in rated[first : first + _BATCH]]
         for name, scorer in scorers.items():
             scores[name] += [p.score for p in scorer.predict(pictures)]
     mos = np.array([100 * r.mos for r in rated])

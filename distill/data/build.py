@@ -12,7 +12,9 @@ import av
 import cv2
 import numpy as np
 
+from dgiqa_stream.errors import SourceError
 from dgiqa_stream.preprocess import reduced_rgb
+from dgiqa_stream.sources._jpeg import is_cut_short
 from dgiqa_stream.sources._planes import planes_of
 from dgiqa_stream.types import Planes
 from distill.data.biq2021 import RatedPicture, load_biq2021
@@ -21,13 +23,35 @@ from distill.data.packed import Record, as_planes_420, write_pack
 from distill.say import show_progress
 
 LONGEST_PX = 1088
+NOT_A_PICTURE = (av.FFmpegError, SourceError, OSError, StopIteration, ValueError)
+"""What :func:`read_picture` may raise."""
 
 
 def read_picture(path: Path) -> Planes:
-    """The upright planes of a still picture."""
+    """The upright planes of a still picture.
+
+    Raises one of PyAV's errors, ``OSError`` or ``ValueError`` for a file that is no whole picture.
+    """
+    if is_cut_short(path.read_bytes()):
+        raise ValueError("the JPEG is cut off")  # FFmpeg would fill the rest with grey
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         return planes_of(frame, rotation=-frame.rotation % 360)
+
+
+def read_named(path: Path) -> Planes:
+    """The same; raises :class:`SourceError` naming the file that cannot be read."""
+    try:
+        return read_picture(path)
+    except NOT_A_PICTURE as exc:
+        raise SourceError(f"{path} is no picture that can be read: {reason(exc)}") from exc
+
+
+def reason(exc: BaseException) -> str:
+    """Why a picture cannot be read, without its folders: it goes into manifests and results."""
+    if isinstance(exc, av.FFmpegError | OSError):
+        return str(exc.strerror or type(exc).__name__)
+    return str(exc) or "no picture in it"
 
 
 def build_rated(root: Path, folder: Path, *, num_validation: int, seed: int, made_by: str) -> int:
@@ -47,7 +71,7 @@ def build_rated(root: Path, folder: Path, *, num_validation: int, seed: int, mad
 
 
 def _planes_of_rated(picture: RatedPicture) -> Planes:
-    return read_picture(picture.path)
+    return read_named(picture.path)
 
 
 def content_split(name: str, *, validation_share: float = 0.08) -> str:
@@ -65,7 +89,7 @@ def content_split(name: str, *, validation_share: float = 0.08) -> str:
 def _ladders_of(job: tuple[Path, str, int]) -> list[tuple[Record, Planes]]:
     """Every degradation of one clean picture, clean first."""
     path, split, seed = job
-    rgb: Rgb = reduced_rgb(read_picture(path), longest_px=LONGEST_PX)
+    rgb: Rgb = reduced_rgb(read_named(path), longest_px=LONGEST_PX)
     out: list[tuple[Record, Planes]] = []
 
     def keep(planes: Planes, degradation: str, level: int) -> None:

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import msgspec
 import numpy as np
 
-from dgiqa_stream.errors import SourceError
 from dgiqa_stream.preprocess import reduced_rgb
 from distill.data import pseudo_mos as full_reference
-from distill.data.build import read_picture
+from distill.data.build import NOT_A_PICTURE, read_picture, reason
 from distill.data.codecs import Rgb
 from distill.data.datasets import RatedItem
 from distill.data.degradations import (
@@ -25,9 +23,6 @@ from distill.data.degradations import (
     ladder_rng,
 )
 from distill.data.shards import MAX_SHARD_BYTES, LeftOut, ShardRecord
-
-NOT_A_PICTURE = (av.FFmpegError, SourceError, OSError, StopIteration, ValueError)
-"""What :func:`read_rgb` may raise."""
 
 
 class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,11 +76,8 @@ def job_pictures(
 def read_rgb(path: Path, *, longest_px: int) -> Rgb:
     """A still picture as uint8 RGB (H, W, 3), upright and no longer than ``longest_px``.
 
-    Raises one of PyAV's errors, ``OSError`` or ``ValueError`` for a file that is no whole picture.
+    Raises one of ``NOT_A_PICTURE`` for a file that is no whole picture, such as a JPEG cut off.
     """
-    ending = path.read_bytes()[-4096:]
-    if path.suffix.lower() in (".jpg", ".jpeg") and b"\xff\xd9" not in ending:
-        raise ValueError("the JPEG is cut off")  # FFmpeg would fill the rest with grey
     return np.asarray(reduced_rgb(read_picture(path), longest_px=longest_px), np.uint8)
 
 
@@ -97,7 +89,7 @@ def _rated_records(
         try:
             rgb = read_rgb(item.path, longest_px=settings.longest_px)
         except NOT_A_PICTURE as exc:
-            left_out.append(LeftOut(f"{picture.source}/{item.name}", _reason(exc)))
+            left_out.append(LeftOut(f"{picture.source}/{item.name}", reason(exc)))
             continue
         record = ShardRecord(
             f"{picture.source}/{item.name}",
@@ -112,13 +104,6 @@ def _rated_records(
         yield record, rgb
 
 
-def _reason(exc: BaseException) -> str:
-    """Without folders: it goes into the manifest."""
-    if isinstance(exc, av.FFmpegError | OSError):
-        return str(exc.strerror or type(exc).__name__)
-    return str(exc) or "no picture in it"
-
-
 def _clean_records(
     job: CleanPicture, settings: ShardSettings, left_out: list[LeftOut]
 ) -> Iterator[tuple[ShardRecord, Rgb]]:
@@ -128,7 +113,7 @@ def _clean_records(
         if min(clean.shape[:2]) < full_reference.SHORTEST_PX:
             raise ValueError(f"{full_reference.SHORTEST_PX} px or more on a side are needed")
     except NOT_A_PICTURE as exc:
-        left_out.append(LeftOut(f"{job.source}/{job.path.name}", _reason(exc)))
+        left_out.append(LeftOut(f"{job.source}/{job.path.name}", reason(exc)))
         return
     base = ShardRecord(f"{job.content}/clean", job.content, job.split, job.source, level=0)
     rated = {"pseudo_mos": 1.0, "confidence": 1.0} if settings.pseudo_mos else {}

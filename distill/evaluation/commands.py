@@ -63,7 +63,7 @@ def pictures(
 ) -> None:
     """Agreement with MOS by degradation, ladders, and each model against the first."""
     from dgiqa_stream.scorer import load_scorer
-    from distill.evaluation.pictures import judge_pictures
+    from distill.evaluation.pictures import judge_pictures, readable
     from distill.evaluation.predictors import scorer_predictor, student_predictor
     from distill.evaluation.tables import markdown, read_result, write_result
     from distill.recipe import load_recipe
@@ -84,6 +84,9 @@ def pictures(
                 "give models of different file names with --model, --student or --teacher, not "
                 f"{list(predictors)}"
             )
+        items, unreadable = readable(items)
+        for name, why in unreadable.items():
+            say(f"left out: {name}: {why}")
         say(f"{len(items)} pictures, {num_given} models")
         result = judge_pictures(
             items,
@@ -94,6 +97,7 @@ def pictures(
             num_resamples=num_resamples,
             seed=seed,
         )
+        result["left_out"] = unreadable
         result["served"] = {name: _about(scorer) for name, scorer in scorers.items()}
     write_result(result, output, command=command_line())
     typer.echo(markdown(read_result(output)))

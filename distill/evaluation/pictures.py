@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from dgiqa_stream.errors import SourceError
+from distill.data.build import NOT_A_PICTURE, read_picture, reason
 from distill.data.datasets import RatedItem
 from distill.evaluation.agreement import (
     FEWEST_PICTURES,
@@ -24,6 +26,30 @@ from distill.evaluation.logistic import Array
 from distill.evaluation.predictors import Predictor
 
 _DIGITS = 4
+MAX_LEFT_OUT = 20
+"""More pictures that cannot be read stop an evaluation."""
+
+
+def readable(items: Sequence[RatedItem]) -> tuple[list[RatedItem], dict[str, str]]:
+    """The items whose picture can be read, and of the others by name why not.
+
+    Each is decoded once: all models judge the same pictures, and a broken one is told before an
+    hour of scoring. Raises :class:`SourceError` where more than :data:`MAX_LEFT_OUT` are broken.
+    """
+    whole, unreadable = [], {}
+    for item in items:
+        try:
+            read_picture(item.path)
+        except NOT_A_PICTURE as exc:
+            unreadable[item.name] = reason(exc)
+            if len(unreadable) > MAX_LEFT_OUT:
+                raise SourceError(
+                    f"{len(unreadable)} pictures cannot be read and {MAX_LEFT_OUT} may be left "
+                    f"out; the last: {item.name} ({unreadable[item.name]})"
+                ) from exc
+        else:
+            whole.append(item)
+    return whole, unreadable
 
 
 def judge_pictures(

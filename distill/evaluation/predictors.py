@@ -17,7 +17,7 @@ from torch import nn
 
 from dgiqa_stream.preprocess import ViewSpec, make_batch, reduced_rgb
 from dgiqa_stream.scorer import Scorer
-from distill.data.build import read_picture
+from distill.data.build import read_named
 from distill.models.student import load_student
 from distill.teacher_score import CropProtocol, GridProtocol, TeacherScorer, score_picture
 
@@ -31,14 +31,14 @@ def scorer_predictor(scorer: Scorer) -> Predictor:
 
     def score_of(path: Path, teacher: TeacherScorer) -> float:
         with teacher.reading(str(path)):  # depth from files is found by the picture's path
-            return teacher.predict([read_picture(path)])[0].score
+            return teacher.predict([read_named(path)])[0].score
 
     def predict(paths: Sequence[Path]) -> NDArray[np.float64]:
         if isinstance(scorer, TeacherScorer):
             return np.array([score_of(path, scorer) for path in paths])
         found: list[float] = []
         for part in _batches(paths):
-            found += [p.score for p in scorer.predict([read_picture(path) for path in part])]
+            found += [p.score for p in scorer.predict([read_named(path) for path in part])]
         return np.array(found)
 
     return predict
@@ -54,7 +54,7 @@ def student_predictor(checkpoint: Path, views: Sequence[ViewSpec]) -> Predictor:
     def predict(paths: Sequence[Path]) -> NDArray[np.float64]:
         found: list[float] = []
         for part in _batches(paths):
-            cut = make_batch([read_picture(path) for path in part], views).views
+            cut = make_batch([read_named(path) for path in part], views).views
             with torch.no_grad():
                 quality = student(*(torch.from_numpy(cut[view.name]) for view in views))
             found += (100 * quality.double()).tolist()
@@ -76,7 +76,7 @@ def depth_free_predictor(teacher: nn.Module, *, protocol: CropProtocol | None = 
     def predict(paths: Sequence[Path]) -> NDArray[np.float64]:
         found = []
         for path in paths:
-            planes = read_picture(path)
+            planes = read_named(path)
             rgb = reduced_rgb(planes, longest_px=max(planes.size))
             flat = np.zeros(rgb.shape[:2], np.uint8)
             found.append(score_picture(model, rgb, flat, protocol=crops).score)

@@ -123,16 +123,20 @@ def _pictures(result: Mapping[str, Any]) -> list[str]:
             for name, d in result["differences"].items()
         ]
         lines += _table(["difference", "SRCC", "p"], pairs)
-    return lines
+    return lines + _left_out(result)
+
+
+def _left_out(result: Mapping[str, Any]) -> list[str]:
+    """A line of what was not judged, where there is any; older results do not say."""
+    names = list(result.get("left_out", ()))
+    return [f"Left out: {', '.join(names)}.", ""] if names else []
 
 
 def _clips(result: Mapping[str, Any]) -> list[str]:
     rows = [[pooler, *_figures(found)] for pooler, found in result["poolers"].items()]
     lines = [f"**{result['set']}**, {result['num_clips']} clips, 95 % intervals", ""]
     lines += _table(["pooling", *_HEADS], rows)
-    if result["left_out"]:
-        lines += [f"Left out: {', '.join(result['left_out'])}.", ""]
-    return lines
+    return lines + _left_out(result)
 
 
 _MARKDOWN = {"pictures": _pictures, "clips": _clips}

@@ -22,10 +22,9 @@ from dgiqa_stream.errors import ConfigError, SourceError
 from dgiqa_stream.preprocess import reduced_rgb
 from dgiqa_stream.types import Planes
 from distill.data.biq2021 import load_biq2021
-from distill.data.build import LONGEST_PX
+from distill.data.build import LONGEST_PX, NOT_A_PICTURE
 from distill.data.depth import DepthProvider, Rgb, three_channels
 from distill.data.packed import Pack
-from distill.data.shard_records import NOT_A_PICTURE
 from distill.data.shard_records import read_rgb as read_whole_rgb
 from distill.data.shards import ShardReader, ShardRecord
 from distill.data.training_data import ShardPictures

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -15,14 +17,14 @@ pytest.importorskip("scipy")
 torch = pytest.importorskip("torch")
 
 from dgiqa_stream.config import StreamConfig  # noqa: E402
-from dgiqa_stream.errors import ConfigError  # noqa: E402
+from dgiqa_stream.errors import ConfigError, SourceError  # noqa: E402
 from dgiqa_stream.pipeline import score_frames  # noqa: E402
 from dgiqa_stream.pooling import POOLERS  # noqa: E402
 from dgiqa_stream.scorer import load_scorer  # noqa: E402
 from distill.data.datasets import RatedItem  # noqa: E402
 from distill.data.degrade import encode  # noqa: E402
 from distill.evaluation import commands  # noqa: E402
-from distill.evaluation.pictures import judge_pictures  # noqa: E402
+from distill.evaluation.pictures import judge_pictures, readable  # noqa: E402
 from distill.evaluation.predictors import (  # noqa: E402
     depth_free_predictor,
     scorer_predictor,
@@ -127,6 +129,50 @@ def test_a_model_without_sense_is_named(items):
     for scores in (np.ones(3), np.full(len(items), np.nan)):
         with pytest.raises(ValueError, match="broken gave scores"):
             judge_pictures(items, {"broken": lambda paths, s=scores: s}, set_name="made up")
+
+
+@pytest.fixture
+def broken(rated, tmp_path):
+    """The table with a file of noise and half a JPEG among its 20 pictures."""
+    folder = tmp_path / "broken"
+    shutil.copytree(rated.parent, folder)
+    (folder / "2_blur_1.png").write_bytes(np.random.default_rng(0).bytes(5000))
+    whole = cv2.imencode(".jpg", cv2.imread(str(folder / "0_noise_2.png")))[1].tobytes()
+    (folder / "0_noise_2.png").write_bytes(whole[: len(whole) // 2])
+    return folder / rated.name
+
+
+def test_broken_pictures_are_left_out_and_told(broken, tmp_path):
+    """Two of 20 pictures cannot be read: named on standard error, in the JSON and below the table,
+    and the other 18 are judged.
+    """
+    call = ["pictures", broken, "-o", tmp_path / "x.json", "--model", "student"]
+    words = [*call, "--worst", "1", "--best", "5", "--num-resamples", "2"]
+    done = CliRunner().invoke(commands.app, [str(w) for w in words], catch_exceptions=False)
+    assert done.exit_code == 0
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert result["num_pictures"] == 18
+    assert result["left_out"] == {
+        "2_blur_1.png": "Invalid data found when processing input",
+        "0_noise_2.png": "the JPEG is cut off",
+    }
+    assert "left out: 2_blur_1.png: Invalid data" in done.stderr
+    assert "Left out: " in done.stdout
+
+
+def test_a_predictor_names_the_picture_that_cannot_be_read(broken, checkpoint, recipe):
+    """Without the command that leaves it out, the error has the file's name."""
+    predict = student_predictor(checkpoint, recipe.views)
+    with pytest.raises(SourceError, match=r"2_blur_1\.png is no picture .*Invalid data"):
+        predict([broken.parent / "2_blur_1.png"])
+
+
+def test_too_many_broken_pictures_stop_the_evaluation(broken, items):
+    """With 21 broken ones nothing is scored: their number is told."""
+    lost = [dataclasses.replace(items[0], path=broken.parent / "2_blur_1.png")] * 21
+    many = [dataclasses.replace(item, name=str(i)) for i, item in enumerate(lost)]
+    with pytest.raises(SourceError, match="21 pictures cannot be read and 20 may be left out"):
+        readable(many)
 
 
 def test_a_result_and_its_table_say_what_made_them(judged, tmp_path):

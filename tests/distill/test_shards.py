@@ -25,7 +25,7 @@ from distill.data.build_shards import build_shards, finished_job, plan_jobs
 from distill.data.commands import shards as shards_command
 from distill.data.datasets import RatedItem
 from distill.data.degradations import DEGRADATIONS, ladder
-from distill.data.shard_records import ShardSettings, random_chain
+from distill.data.shard_records import ShardSettings, random_chain, read_rgb
 from distill.data.shards import (
     MANIFEST,
     ShardReader,
@@ -225,6 +225,24 @@ def test_broken_pictures_are_named_and_left_out(rated, tmp_path, capsys):
         capsys.readouterr().err
     )
     assert str(tmp_path) not in (folder / MANIFEST).read_text()
+
+
+def test_a_jpeg_cut_after_its_thumbnail_is_cut_off(make_picture, tmp_path):
+    """The thumbnail's end marker lies within the last 4,096 bytes and does not pass for the end."""
+    big, small = (
+        cv2.imencode(".jpg", make_picture(3, size, size))[1].tobytes() for size in (256, 32)
+    )
+    segment = b"Exif\0\0" + small
+    header = b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
+    path = tmp_path / "cut.jpg"
+    whole = big[:2] + header + big[2:]
+    path.write_bytes(whole)
+    assert read_rgb(path, longest_px=512).shape == (256, 256, 3)
+    cut = whole[: len(header) + 2500]
+    assert b"\xff\xd9" in cut[-4096:]
+    path.write_bytes(cut)
+    with pytest.raises(ValueError, match="cut off"):
+        read_rgb(path, longest_px=512)
 
 
 def test_more_broken_pictures_than_allowed_stop_the_run(rated, tmp_path):
