@@ -22,7 +22,8 @@ from dgiqa_stream.errors import DgiqaError
 
 if TYPE_CHECKING:
     from dgiqa_stream.config import StreamConfig, StreamEntry
-    from dgiqa_stream.pipeline import Monitor, SessionResult
+    from dgiqa_stream.pipeline import Monitor
+    from dgiqa_stream.session import SessionResult
 
 _POLL_SECONDS = 0.1
 _LEAVE_SECONDS = 3.0

@@ -19,7 +19,7 @@ import av
 import pytest
 
 from dgiqa_stream.cli._watch import _summary
-from dgiqa_stream.pipeline import SessionResult
+from dgiqa_stream.session import SessionResult
 from dgiqa_stream.subscriber import Subscriber
 from dgiqa_stream.telemetry import Count
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgiqa_stream import pipeline
+from dgiqa_stream import pipeline, session
 from dgiqa_stream.config import StreamConfig, parse_config
 from dgiqa_stream.errors import ConfigError, ModelError, SinkError, SourceError, SourceUnavailable
+from dgiqa_stream.frame_scoring import FrameScoring
 from dgiqa_stream.manifest import LoadedModel
 from dgiqa_stream.pipeline import Monitor, score_frames
 from dgiqa_stream.scorer import Scorer, load_scorer
@@ -444,7 +445,7 @@ def test_two_monitors_share_a_scorer(fake_scorer):
 
 def test_a_silent_live_stream_is_stalled_and_runs_again(fake_scorer, monkeypatch):
     """Silence longer than two periods is told as ``stalled``, the next frame as ``running``."""
-    monkeypatch.setattr(pipeline, "_SHORTEST_STALL_SECONDS", 1.5)
+    monkeypatch.setattr(session, "_SHORTEST_STALL_SECONDS", 1.5)
     monkeypatch.setattr(pipeline, "_IDLE_SECONDS", 0.02)
     stalled = threading.Event()
 
@@ -461,7 +462,7 @@ def test_a_silent_live_stream_is_stalled_and_runs_again(fake_scorer, monkeypatch
 
 def test_frames_that_are_passed_over_are_no_silence(fake_scorer, monkeypatch):
     """A live stream whose frames the sampler skips is running, not stalled."""
-    monkeypatch.setattr(pipeline, "_SHORTEST_STALL_SECONDS", 1.5)
+    monkeypatch.setattr(session, "_SHORTEST_STALL_SECONDS", 1.5)
     monkeypatch.setattr(pipeline, "_IDLE_SECONDS", 0.02)
     script = [item for level in range(20) for item in (level, 0.1)]
     result, memory = watch(
@@ -512,7 +513,7 @@ def test_bars_do_not_change_the_score(bars, how):
 
     def scores(frames, **picture):
         config = parse_config({"picture": picture})
-        scoring = pipeline.FrameScoring(scorer, config.picture, Telemetry())
+        scoring = FrameScoring(scorer, config.picture, Telemetry())
         return np.array([scoring(frame).score for frame in frames])
 
     with load_scorer("student-fp32") as scorer:
