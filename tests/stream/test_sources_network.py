@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import itertools
 import os
 import shutil
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import av
 import pytest
+from media_servers import http_files
 
 from dgiqa_stream.config import SourceSettings
 from dgiqa_stream.errors import SourceUnavailable, SourceUnsupported
@@ -97,27 +96,6 @@ def tcp_server(answer):
             yield server.getsockname()[1]
         finally:
             stop.set()
-            thread.join()
-
-
-class QuietFiles(http.server.SimpleHTTPRequestHandler):
-    """Files over HTTP, without a line per request."""
-
-    def log_message(self, *args):
-        """Say nothing."""
-
-
-@contextlib.contextmanager
-def http_files(folder):
-    """A folder over HTTP; gives the address."""
-    handler = functools.partial(QuietFiles, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
             thread.join()
 
 
