@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgiqa_stream.backends import BackendStatus
-from dgiqa_stream.errors import BackendUnavailable, ConfigError
+from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
 from dgiqa_stream.manifest import (
     LoadedModel,
     ModelManifest,
@@ -248,6 +248,16 @@ class TeacherScorer(Scorer):
     def predict(self, pictures: Sequence[Planes], *, crop: Crop | None = None) -> list[Prediction]:
         """Score decoded planes one after the other: their sizes may differ."""
         return [p for planes in pictures for p in self.infer(self.cut([planes], crop=crop))]
+
+    def infer(self, batch: FrameBatch) -> list[Prediction]:
+        """As its base; raises :class:`ModelError` where the network gives no number."""
+        found = super().infer(batch)
+        if not np.isfinite([prediction.raw for prediction in found]).all():
+            raise ModelError(
+                f"{self._model.path.name} gives no number for {self._path or 'a picture'}: its "
+                "weights overflow; give another teacher"
+            )
+        return found
 
 
 def _cropped_rgb(planes: Planes, crop: Crop | None) -> Rgb:

@@ -154,7 +154,7 @@ def backbone_of(model: Teacher) -> str:
 
 
 def fill_(model: Teacher, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load weights; raises :class:`ModelError` where they are not the model's own."""
+    """Load weights; :class:`ModelError` where they are not the model's own or not finite."""
     wanted = model.state_dict()
     problems = [
         _listed("missing", wanted.keys() - tensors.keys()),
@@ -173,6 +173,14 @@ def fill_(model: Teacher, tensors: dict[str, Tensor], path: Path) -> None:
             f"{path.name} does not fit {type(model).__name__} on {backbone_of(model)}: "
             f"{'; '.join(filter(None, problems))}. Give a published DGIQA checkpoint, or name the "
             "backbone it was trained with (--backbone)"
+        )
+    broken = [
+        name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()
+    ]
+    if broken:
+        raise ModelError(
+            f"{path.name} is spoilt: {_listed('with NaN or infinity', broken)}. Give another file, "
+            "or weights saved before the training diverged"
         )
     model.load_state_dict(tensors)
 

@@ -14,7 +14,12 @@ pytest.importorskip("safetensors")
 
 from dgiqa_stream.errors import ConfigError, ModelError  # noqa: E402
 from distill.models import official  # noqa: E402
-from distill.models.official import load_official, official_names, open_teacher  # noqa: E402
+from distill.models.official import (  # noqa: E402
+    convert_official,
+    load_official,
+    official_names,
+    open_teacher,
+)
 from distill.models.teacher import Dgiqa, TeacherSpec  # noqa: E402
 from distill.models.teacher_file import read_about, save_teacher  # noqa: E402
 
@@ -161,6 +166,26 @@ def test_keys_that_do_not_fit_are_named_and_counted(tiny, tmp_path):
     assert "1 tensor of another shape (fc.weight (1, 7) where (1, 32) is needed)" in told
     assert "--backbone" in told
     assert not (tmp_path / "t.safetensors").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(tiny, tmp_path, value):
+    """One value of one tensor that is no finite number: ``convert``, the loader of a ``.pth`` and
+    that of a teacher's own file name file and tensor, and nothing is written.
+    """
+    state = tiny.state_dict()
+    state["fc.weight"][0, 3] = value
+    torch.save(state, tmp_path / "t.pth")
+    words = r"t\.\w+ is spoilt: 1 tensor with NaN or infinity \(fc\.weight\)"
+    with pytest.raises(ModelError, match=words):
+        convert_official(tmp_path / "t.pth", tmp_path / "out.safetensors", backbone=SMALL)
+    with pytest.raises(ModelError, match=words):
+        load_official(tmp_path / "t.pth", backbone=SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.pth"]
+    tiny.load_state_dict(state)
+    save_teacher(tiny, tmp_path / "t.safetensors", version="1")
+    with pytest.raises(ModelError, match=words):
+        open_teacher(tmp_path / "t.safetensors")
 
 
 class Loud:

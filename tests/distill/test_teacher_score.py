@@ -263,6 +263,22 @@ def inputs(tmp_path, make_picture):
     return tmp_path
 
 
+def test_weights_that_overflow_name_teacher_and_picture(call, inputs, weights, tmp_path):
+    """Finite weights whose product is none end in one line with both files, and exit code 5."""
+    net = open_teacher(weights).model
+    with torch.no_grad():
+        for tensor in net.parameters():
+            tensor.mul_(1e20)
+    save_teacher(net, tmp_path / "steep.safetensors", version="0")
+    code, _, err = call(
+        "score", inputs / "a.png", "--teacher", tmp_path / "steep.safetensors",
+        "--depth", "classical", "--device", "cpu", "--threads", 1, "--quiet",
+    )  # fmt: skip
+    assert code == 5
+    assert "steep.safetensors gives no number for" in err[-1]
+    assert "a.png" in err[-1]
+
+
 def test_pictures_and_a_clip_from_end_to_end(call, inputs, weights):
     """Two pictures, a clip sampled every third frame and a broken file give, in every column but
     the score, the rows that ``dgiqa-stream score`` gives; the broken one costs exit code 4, and
