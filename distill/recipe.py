@@ -12,6 +12,8 @@ from dgiqa_stream.errors import ConfigError
 from dgiqa_stream.preprocess import ViewSpec
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1)]
+"""Of learning: AdamW moves each weight by about its rate, so above 1 nothing is learnt."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Weight = Annotated[float, msgspec.Meta(ge=0)]
@@ -37,9 +39,9 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ladder_levels: Annotated[int, msgspec.Meta(ge=2)]
     head_epochs: Count
     """Epochs of the head alone on frozen features, before the trunk moves."""
-    trunk_rate: Positive
+    trunk_rate: Rate
     """Largest step of the trunk's tensors, as a share of each one's own RMS."""
-    head_rate: Positive
+    head_rate: Rate
     warmup_steps: int
     weight_decay: float
     dropout: Share

@@ -17,7 +17,7 @@ from dgiqa_stream.errors import ConfigError
 from distill.models.backbones import SWIN
 from distill.models.glint import GlintConfig
 from distill.models.teacher import CROP_PX, TeacherSpec
-from distill.recipe import Count, DataConfig, Positive, Share
+from distill.recipe import Count, DataConfig, Positive, Rate, Share
 
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 Squares = Literal[1, 4, 9, 16, 25]
@@ -70,9 +70,9 @@ class FitConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Passes over the training pictures, one random crop of each."""
     batch: Count
     """Crops that go through the network at once; pairs of pictures are formed within them."""
-    head_rate: Positive
+    head_rate: Rate
     """Largest rate (AdamW) of bridges, attention and head."""
-    pyramid_rate: NotNegative
+    pyramid_rate: Annotated[float, msgspec.Meta(ge=0, le=1)]
     """Of the pyramids; 0 freezes them, statistics included."""
     warmup_steps: Annotated[int, msgspec.Meta(ge=0)]
     weight_decay: NotNegative

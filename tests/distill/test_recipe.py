@@ -40,6 +40,8 @@ def test_a_written_recipe_is_the_one_read(recipe, recipe_file):
         ("dropout = 0.3\n", "", "dropout"),
         ("rated_batch = 4", "rated_batch = 0", "rated_batch"),
         ("smallest_crop = 0.85", "smallest_crop = 1.85", "smallest_crop"),
+        ("head_rate = 0.001", "head_rate = 1e38", "<= 1.0 .*head_rate"),
+        ("trunk_rate = 0.001", "trunk_rate = 1.5", "<= 1.0 .*trunk_rate"),
         ("name = 'fragments'", "name = 'pieces'", "pieces"),
         ("[train]", "[training]", "training"),
         ("[data]", "[data", "line"),

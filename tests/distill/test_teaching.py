@@ -394,13 +394,16 @@ def test_the_published_shape_is_shipped():
     ("old", "new", "told"),
     [
         ("head_rate", "head_rte", "head_rte"),
+        ("head_rate = 5e-4", "head_rate = 1e38", "head_rate"),
         ("num_heads = 16", "num_heads = 7", "heads"),
         ('architecture = "dgiqa"', 'architecture = "other"', "other"),
         ("evaluation_crops = 1", "evaluation_crops = 3", "evaluation_crops"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(tmp_path, old, new, told):
-    """A misspelt key, heads that do not share the width, an unknown network, no square grid."""
+    """A misspelt key, a rate above 1, heads that do not share the width, an unknown network, no
+    square grid.
+    """
     text = (CONFIGS / "teacher-mobilenetv2.toml").read_text()
     assert old in text
     (tmp_path / "wrong.toml").write_text(text.replace(old, new, 1))
