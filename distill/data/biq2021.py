@@ -15,6 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.label_files import HOW_TO_GO_ON, Missing
+from distill.say import say
+
 TABLES = {"train": "Train (Images and MOS).csv", "test": "Test (Images and MOS).csv"}
 
 
@@ -28,26 +31,29 @@ class RatedPicture:
     split: str
 
 
-def load_biq2021(root: Path, *, num_validation: int, seed: int) -> list[RatedPicture]:
+def load_biq2021(
+    root: Path, *, num_validation: int, seed: int, missing: Missing = "refuse"
+) -> list[RatedPicture]:
     """Every picture of the set with its split: train, validation or test.
 
-    Raises ``FileNotFoundError`` naming the tables or how many pictures are missing, ``ValueError``
-    where a table cannot be right.
+    ``missing`` says what to do where a row has no file: stop, or go on without it and say so; no
+    other picture changes its split. Raises ``FileNotFoundError`` naming the tables or how many
+    pictures are missing, ``ValueError`` where a table cannot be right.
     """
     by_lower_name = {p.name.lower(): p for p in (root / "Images").glob("*")}
     rated: list[RatedPicture] = []
-    missing: list[str] = []
+    absent: list[Path] = []
     for split, table in TABLES.items():
         for name, mos in _rows(root, table):
             path = by_lower_name.get(name.lower())  # one file is .JPG where the table says .jpg
             if path is None:
-                missing.append(name)
-            else:
-                rated.append(RatedPicture(path, mos, split))
-    if missing:
+                path = root / "Images" / name
+                absent.append(path)
+            rated.append(RatedPicture(path, mos, split))
+    if absent and (missing == "refuse" or len(absent) == len(rated)):
         raise FileNotFoundError(
-            f"{len(missing)} pictures of BIQ2021 are missing in {root / 'Images'}, "
-            f"first {missing[0]!r}"
+            f"{len(absent)} pictures of BIQ2021 are missing in {root / 'Images'}, "
+            f"first {absent[0].name!r}. {HOW_TO_GO_ON}"
         )
     [(most_named, times)] = Counter(r.path for r in rated).most_common(1) or [(root, 0)]
     if times > 1:
@@ -61,7 +67,10 @@ def load_biq2021(root: Path, *, num_validation: int, seed: int) -> list[RatedPic
     held_back = np.random.default_rng(seed).choice(training, num_validation, replace=False)
     for i in held_back:
         rated[i] = RatedPicture(rated[i].path, rated[i].mos, "validation")
-    return rated
+    if absent:  # after the draw: it knows no gaps
+        say(f"{len(absent)} pictures of BIQ2021 have no file and are left out: {absent[0].name} …")
+    gone = set(absent)
+    return [picture for picture in rated if picture.path not in gone]
 
 
 def _rows(root: Path, table: str) -> Iterator[tuple[str, float]]:

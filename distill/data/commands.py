@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dgiqa_stream.errors import ConfigError
+from distill.data.label_files import Missing
 from distill.process import command_line
 from distill.say import say
 
@@ -30,6 +31,9 @@ def shards(
     ] = True,
     longest_px: Annotated[int, typer.Option(help="Larger pictures are reduced to it.")] = 1088,
     seed: Annotated[int, typer.Option(help="Of ladders, chains and drawn splits.")] = 0,
+    missing: Annotated[
+        Missing, typer.Option(help="Where a rated set's labels have no file: stop, or go on.")
+    ] = "refuse",
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
     max_left_out: Annotated[
         int, typer.Option(help="So many unreadable pictures are passed over.")
@@ -46,7 +50,9 @@ def shards(
     from distill.data.shard_records import ShardSettings
 
     sets = dict(name_and_folder(text) for text in rated or ())
-    items = {name: load_dataset(name, root, seed=seed) for name, root in sets.items()}
+    items = {
+        name: load_dataset(name, root, seed=seed, missing=missing) for name, root in sets.items()
+    }
     chosen = tuple(word.strip() for word in degradations.split(",") if word.strip())
     settings = ShardSettings(
         seed=seed,

@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from dgiqa_stream.errors import ConfigError
-from distill.data.label_files import Label, media_index
+from distill.data.label_files import HOW_TO_GO_ON, Label, Missing, media_index
 from distill.data.rated_sets import DATASETS, Dataset
 from distill.data.splits import assign_splits
 from distill.say import say
@@ -51,7 +50,7 @@ def load_dataset(
     *,
     split: str | None = None,
     seed: int = 0,
-    missing: Literal["refuse", "leave_out"] = "refuse",
+    missing: Missing = "refuse",
 ) -> list[RatedItem]:
     """Every rated picture or clip of a set, in the order of its label file.
 
@@ -113,7 +112,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _tell_missing(
-    name: str, root: Path, labels: Sequence[Label], found: Mapping[str, Path], missing: str
+    name: str, root: Path, labels: Sequence[Label], found: Mapping[str, Path], missing: Missing
 ) -> None:
     """Refuse labels without a file, or say how many there are."""
     absent = [label.path for label in labels if label.path.lower() not in found]
@@ -122,7 +121,7 @@ def _tell_missing(
     if absent and missing == "refuse":
         raise FileNotFoundError(
             f"{len(absent)} of {len(labels)} files of {name} are missing in {root}: "
-            f"{_named(absent)}"
+            f"{_named(absent)}. {HOW_TO_GO_ON}"
         )
     if absent:
         say(f"{name}: {len(absent)} labels have no file and are left out: {_named(absent)}")

@@ -10,7 +10,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,13 @@ MEDIA_SUFFIXES = frozenset(
         ".yuv",
         ".y4m",
     ]
+)
+
+
+Missing = Literal["refuse", "leave-out"]
+"""What to do where a label has no file."""
+HOW_TO_GO_ON = (
+    "Complete the set, or go on without them: `--missing leave-out` of `shards`, `teach` or `judge`"
 )
 
 

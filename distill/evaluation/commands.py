@@ -10,6 +10,7 @@ import typer
 
 from dgiqa_stream.errors import ConfigError
 from distill.data.datasets import RatedItem
+from distill.data.label_files import Missing
 from distill.data.rated_sets import DATASETS
 from distill.evaluation.agreement import FEWEST_PICTURES, NUM_RESAMPLES
 from distill.process import command_line
@@ -33,6 +34,7 @@ Split = Annotated[str, typer.Option(help="Part of the set: train, validation, te
 Worst = Annotated[float, typer.Option(help="The worst MOS of a CSV's scale.")]
 Best = Annotated[float, typer.Option(help="The best MOS of a CSV's scale.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="JSON result.")]
+Gaps = Annotated[Missing, typer.Option(help="Where labels have no file: stop, or go on.")]
 Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
 
@@ -55,6 +57,7 @@ def pictures(
     split: Split = "test",
     worst: Worst = 0.0,
     best: Best = 1.0,
+    missing: Gaps = "refuse",
     left_out: Annotated[
         list[str] | None, typer.Option(help="A degradation that training never saw.")
     ] = None,
@@ -68,7 +71,7 @@ def pictures(
     from distill.evaluation.tables import markdown, read_result, write_result
     from distill.recipe import load_recipe
 
-    items, span = _rated(rated, root, split, worst, best)
+    items, span = _rated(rated, root, split, worst, best, missing)
     with contextlib.ExitStack() as opened:
         scorers = {Path(m).name: opened.enter_context(load_scorer(m)) for m in model or []}
         predictors = {name: scorer_predictor(scorer) for name, scorer in scorers.items()}
@@ -114,6 +117,7 @@ def clips(
     split: Split = "all",
     worst: Worst = 0.0,
     best: Best = 1.0,
+    missing: Gaps = "refuse",
     num_resamples: Resamples = NUM_RESAMPLES,
     seed: Seed = 0,
 ) -> None:
@@ -124,7 +128,7 @@ def clips(
     from distill.evaluation.video import judge_clips, score_clips
 
     settings = load_config(config) if config else StreamConfig()
-    items, span = _rated(rated, root, split, worst, best)
+    items, span = _rated(rated, root, split, worst, best, missing)
     with load_scorer(model) as scorer:
         scored = score_clips(
             items,
@@ -177,7 +181,7 @@ def _set_name(rated: str, split: str) -> str:
 
 
 def _rated(
-    rated: str, root: Path | None, split: str, worst: float, best: float
+    rated: str, root: Path | None, split: str, worst: float, best: float, missing: Missing
 ) -> tuple[list[RatedItem], float]:
     """The items asked for, and the span of their MOS scale."""
     from distill.data.datasets import load_dataset
@@ -186,13 +190,15 @@ def _rated(
     if rated not in DATASETS:
         if not Path(rated).is_file():
             raise ConfigError(f"no rated set or CSV {rated!r}; known: {', '.join(DATASETS)}")
-        items, span = read_table(Path(rated), worst=worst, best=best), abs(best - worst)
+        items = read_table(Path(rated), worst=worst, best=best, missing=missing)
+        span = abs(best - worst)
         items = [item for item in items if split in ("all", item.split)]
     elif root is None:
         raise ConfigError(f"{rated} needs --root: the folder its release was unpacked to")
     else:
         known = DATASETS[rated]
-        items = load_dataset(rated, root, split=None if split == "all" else split)
+        part = None if split == "all" else split
+        items = load_dataset(rated, root, split=part, missing=missing)
         span = abs(known.best - known.worst)
     if len(items) < FEWEST_PICTURES:  # told before an hour of scoring, not after it
         raise ValueError(

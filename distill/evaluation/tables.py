@@ -12,18 +12,23 @@ from typing import Any
 
 from dgiqa_stream.errors import ConfigError
 from distill.data.datasets import RatedItem
+from distill.data.label_files import HOW_TO_GO_ON, Missing
 from distill.evaluate import provenance
+from distill.say import say
 
 _REQUIRED = ("path", "mos")
 
 
-def read_table(table: Path, *, worst: float = 0.0, best: float = 1.0) -> list[RatedItem]:
+def read_table(
+    table: Path, *, worst: float = 0.0, best: float = 1.0, missing: Missing = "refuse"
+) -> list[RatedItem]:
     """Rated files of a CSV with the columns ``path`` and ``mos``.
 
     ``name`` (else the path), ``content`` (else the name), ``degradation``, ``level`` and ``split``
     may be there; paths are relative to the table. ``worst`` and ``best`` are the ends of its MOS;
-    worst may be above best. Raises ``ValueError`` naming the line that cannot be right, and
-    ``FileNotFoundError`` naming the files that are missing.
+    worst may be above best. ``missing`` says what to do where a path has no file. Raises
+    ``ValueError`` naming the line that cannot be right, and ``FileNotFoundError`` naming the files
+    that are missing.
     """
     if worst == best:
         raise ConfigError(f"MOS from {worst} to {best} has no span: give its worst and best value")
@@ -33,16 +38,19 @@ def read_table(table: Path, *, worst: float = 0.0, best: float = 1.0) -> list[Ra
         if lacking:
             raise ValueError(f"{table.name} has no column {lacking}: needed are {list(_REQUIRED)}")
         items = [_item(table, number, row, worst, best) for number, row in enumerate(rows, 2)]
-    missing = [item.path.name for item in items if not item.path.is_file()]
-    if missing:
+    absent = [item for item in items if not item.path.is_file()]
+    told = f"{len(absent)} of {len(items)} files of {table.name} are not there, first "
+    if absent and (missing == "refuse" or len(absent) == len(items)):
         raise FileNotFoundError(
-            f"{len(missing)} of {len(items)} files of {table.name} are not there, first "
-            f"{missing[0]!r}: paths are relative to the table"
+            f"{told}{absent[0].path.name!r}: paths are relative to the table. {HOW_TO_GO_ON}"
         )
+    if absent:
+        say(f"{told}{absent[0].path.name!r}: left out")
     twice = [name for name, times in Counter(item.name for item in items).items() if times > 1]
     if twice:
         raise ValueError(f"{table.name} names {twice[0]!r} more than once")
-    return items
+    gone = {item.name for item in absent}
+    return [item for item in items if item.name not in gone]
 
 
 def _item(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa_stream.errors import ConfigError
+from distill.data.label_files import Missing
 from distill.process import keep_freed_memory
 from distill.say import say
 
@@ -33,6 +34,9 @@ def teach(
     shards: Shards = None,
     biq2021: Biq2021 = None,
     packs: Packs = None,
+    missing: Annotated[
+        Missing, typer.Option(help="Where --biq2021 has labels without a file: stop, or go on.")
+    ] = "refuse",
     backbone: Annotated[
         Path | None, typer.Option(help="Weights of the pyramids: MobileNetV2's .npz, or timm's.")
     ] = None,
@@ -68,7 +72,7 @@ def teach(
     _together("--pictures", pictures, "--labels", labels)
     _together("--unrated", unrated, "--labeller", labeller)
     settings = load_teacher_recipe(recipe)
-    sets = [_rated(settings.data, shards, biq2021, packs)]
+    sets = [_rated(settings.data, shards, biq2021, packs, missing)]
     _use_threads(threads)
     is_dgiqa = isinstance(settings.model, DgiqaModel)
     maps = _depth(depth, device, depth_cache) if is_dgiqa or labeller else None
@@ -134,7 +138,11 @@ def _together(name: str, given: object, other: str, also: object) -> None:
 
 
 def _rated(
-    data: DataConfig, shards: Path | None, biq2021: Path | None, packs: Path | None
+    data: DataConfig,
+    shards: Path | None,
+    biq2021: Path | None,
+    packs: Path | None,
+    missing: Missing = "refuse",
 ) -> PictureSet:
     """The one set that was given."""
     from distill.teachers.pictures import BiqPictures, LabelledShards, PackPictures
@@ -144,7 +152,9 @@ def _rated(
     if shards is not None:
         return LabelledShards(shards)
     if biq2021 is not None:
-        return BiqPictures(biq2021, num_validation=data.num_validation, seed=data.seed)
+        return BiqPictures(
+            biq2021, num_validation=data.num_validation, seed=data.seed, missing=missing
+        )
     assert packs is not None
     return PackPictures(packs / "rated")
 

@@ -24,6 +24,7 @@ from dgiqa_stream.types import Planes
 from distill.data.biq2021 import load_biq2021
 from distill.data.build import LONGEST_PX, NOT_A_PICTURE
 from distill.data.depth import DepthProvider, Rgb, three_channels
+from distill.data.label_files import Missing
 from distill.data.packed import Pack
 from distill.data.shard_records import read_rgb as read_whole_rgb
 from distill.data.shards import ShardReader, ShardRecord
@@ -80,9 +81,11 @@ class PackPictures:
 class BiqPictures:
     """BIQ2021 as it is published, but for its test part."""
 
-    def __init__(self, root: Path, *, num_validation: int, seed: int) -> None:
+    def __init__(
+        self, root: Path, *, num_validation: int, seed: int, missing: Missing = "refuse"
+    ) -> None:
         """Raises ``FileNotFoundError`` or ``ValueError`` as ``load_biq2021`` does."""
-        rated = load_biq2021(root, num_validation=num_validation, seed=seed)
+        rated = load_biq2021(root, num_validation=num_validation, seed=seed, missing=missing)
         self._rated = [r for r in rated if r.split in LEARNT_FROM]
         self.pictures = [Labelled(r.path.name, r.split, r.mos) for r in self._rated]
 

@@ -77,6 +77,23 @@ def test_missing_pictures_are_counted_and_named(root):
         load_biq2021(root, num_validation=5, seed=1)
 
 
+def test_missing_pictures_can_be_left_out_and_move_no_other(root, capsys):
+    """Without two files the other 24 keep the splits they have with them, and it is said."""
+    whole = {r.path.name: r.split for r in load_biq2021(root, num_validation=5, seed=1)}
+    for name in ("a (7).jpg", "a (21).jpg"):
+        (root / "Images" / name).unlink()
+        del whole[name]
+    rated = load_biq2021(root, num_validation=5, seed=1, missing="leave-out")
+    assert {r.path.name: r.split for r in rated} == whole
+    assert "2 pictures of BIQ2021 have no file and are left out" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"2 pictures .*--missing leave-out"):
+        load_biq2021(root, num_validation=5, seed=1)
+    for path in (root / "Images").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="26 pictures"):
+        load_biq2021(root, num_validation=5, seed=1, missing="leave-out")
+
+
 @pytest.mark.parametrize("mos", ["1.2", "-0.1", "nan"])
 def test_a_mos_outside_the_scale_is_refused(root, mos):
     """A rating outside 0..1 stops the load with its value and its picture."""

@@ -266,9 +266,11 @@ def test_missing_files_are_counted_and_the_first_named(tmp_path, capsys):
     make_spaq(tmp_path)
     for i in range(1, 6):
         (tmp_path / f"TestImage/{i:05d}.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"5 of 10 files .*00001.*00003\.jpg and 2 more"):
+    with pytest.raises(
+        FileNotFoundError, match=r"5 of 10 files .*00001.*00003\.jpg and 2 more\. .*leave-out"
+    ):
         load_dataset("spaq", tmp_path)
-    assert len(load_dataset("spaq", tmp_path, missing="leave_out")) == 5
+    assert len(load_dataset("spaq", tmp_path, missing="leave-out")) == 5
     assert "5 labels have no file and are left out" in capsys.readouterr().err
 
 
@@ -277,7 +279,7 @@ def test_missing_files_move_nothing_to_another_part(tmp_path):
     make_spaq(tmp_path)
     whole = {i.name: i.split for i in load_dataset("spaq", tmp_path, seed=3)}
     (tmp_path / "TestImage/00004.jpg").unlink()
-    for item in load_dataset("spaq", tmp_path, seed=3, missing="leave_out"):
+    for item in load_dataset("spaq", tmp_path, seed=3, missing="leave-out"):
         assert item.split == whole[item.name]
 
 

@@ -167,6 +167,21 @@ def test_a_predictor_names_the_picture_that_cannot_be_read(broken, checkpoint, r
         predict([broken.parent / "2_blur_1.png"])
 
 
+def test_a_table_with_gaps_can_be_judged(broken, capsys):
+    """A row whose file is gone stops the reading and names the option; left out, 19 stay."""
+    (broken.parent / "1_blur_0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 20 .*1_blur_0.*--missing leave-out"):
+        read_table(broken, worst=1, best=5)
+    with pytest.raises(FileNotFoundError, match="--missing leave-out"):
+        CliRunner().invoke(
+            commands.app,
+            ["pictures", str(broken), "-o", "x", "--worst", "1", "--best", "5"],
+            catch_exceptions=False,
+        )
+    assert len(read_table(broken, worst=1, best=5, missing="leave-out")) == 19
+    assert "1 of 20 files of rated.csv are not there" in capsys.readouterr().err
+
+
 def test_too_many_broken_pictures_stop_the_evaluation(broken, items):
     """With 21 broken ones nothing is scored: their number is told."""
     lost = [dataclasses.replace(items[0], path=broken.parent / "2_blur_1.png")] * 21

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -404,6 +405,32 @@ def test_nothing_to_do_is_said(tmp_path):
         plan_jobs(tmp_path, {})
     with pytest.raises(ConfigError, match="lsvq is a set of clips"):
         plan_jobs(None, {"lsvq": []})
+
+
+def test_the_command_goes_on_without_missing_pictures(make_picture, tmp_path):
+    """Without one file of BIQ2021 the command stops and names the option, with which it makes
+    shards of the others.
+    """
+    root = tmp_path / "biq"
+    (root / "Images").mkdir(parents=True)
+    names = [f"{i}.png" for i in range(12)]
+    for split, part in (("Train", names[:10]), ("Test", names[10:])):
+        rows = "".join(f"{name},0.5\n" for name in part)
+        (root / f"{split} (Images and MOS).csv").write_text(f"Image Name,MOS\n{rows}")
+    for i, name in enumerate(names):
+        assert cv2.imwrite(str(root / "Images" / name), make_picture(i, 64, 64))
+    (root / "Images/4.png").unlink()
+    app = typer.Typer()
+    app.command()(shards_command)
+    app.command()(lambda: None)
+    call = ["shards", str(tmp_path / "out"), "--rated", f"biq2021={root}", "--workers", "1"]
+    refused = CliRunner().invoke(app, call)
+    assert isinstance(refused.exception, FileNotFoundError)
+    assert re.search(r"1 of 12 .*4\.png.*--missing leave-out", str(refused.exception))
+    result = CliRunner().invoke(app, [*call, "--missing", "leave-out"], catch_exceptions=False)
+    assert result.exit_code == 0
+    stored = {Path(r.name).name for r in ShardReader(tmp_path / "out", verify=True).records}
+    assert stored == set(names[:10]) - {"4.png"}
 
 
 def test_the_command_makes_shards(pristine, tmp_path):
