@@ -233,7 +233,11 @@ def uhd_iqa(root: Path, media: Mapping[str, Path]) -> Iterator[Label]:
 
 
 def biq2021(root: Path, media: Mapping[str, Path]) -> Iterator[Label]:
-    """Both official tables; what the loader of the packs reads, row by row."""
+    """Both official tables; what the loader of the packs reads, row by row.
+
+    Near-duplicate photographs have names and thus contents of their own, so a drawn validation part
+    shares some with training, and SRCC on it is flattered: see :mod:`distill.data.biq2021`.
+    """
     from distill.data.biq2021 import TABLES
 
     for part, table in TABLES.items():
