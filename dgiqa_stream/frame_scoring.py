@@ -38,13 +38,13 @@ class FrameScoring:
     def _score(self, frame: Frame) -> FrameScore:
         with self._telemetry.timed(Stage.PREPROCESS):
             crop = self._crop
-            self._warn_of_crop(frame)
             if self._letterbox is not None:
                 crop = self._letterbox.update(frame.planes, frame.info.pts_seconds)
             try:
                 batch = self._scorer.cut([frame.planes], crop=crop)
             except ValueError as exc:  # the picture became smaller than the crop
                 raise ConfigError(str(exc)) from exc
+            self._warn_of_crop(frame)
         with self._telemetry.timed(Stage.INFER):
             (found,) = self._scorer.infer(batch)
         return FrameScore(

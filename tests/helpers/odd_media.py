@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -124,8 +123,17 @@ def tell(paths: list[Path]) -> None:
         begin = time.monotonic()
         row = asdict(row_of(path, scorer))
         _say({**row, "seconds": time.monotonic() - begin})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
-    _say({"peak_mib": peak / 1024})
+    _say({"peak_mib": _peak_mib()})
+
+
+def _peak_mib() -> float:
+    """The most memory that this program has held.
+
+    Not getrusage's: Linux counts in it what the process that started this one had before.
+    """
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
 
 
 def _say(values: dict[str, object]) -> None:
