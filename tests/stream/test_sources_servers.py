@@ -27,6 +27,8 @@ pytestmark = pytest.mark.servers
 
 FPS = 25
 SECONDS = 4
+REORDERED = 4
+"""Of the last frames before a break some may be missing: others were sent before them."""
 PATIENCE_SECONDS = 30.0
 VIDEO_DEVICES = Path("/sys/devices/virtual/video4linux")
 
@@ -147,14 +149,14 @@ def test_rtsp_server_that_dies(missing_server, clip, numbers, tmp_path):
     with servers.rtsp_server(clip, tmp_path / "server") as port:
         source = open_source(f"rtsp://127.0.0.1:{port}/open", settings, stream="s")
         frames = source.frames()
-        seen = list(itertools.islice(frames, 5))
+        seen = list(itertools.islice(frames, 10))
     begin = time.monotonic()
     with contextlib.suppress(SourceUnavailable):
         seen.extend(frames)
     assert time.monotonic() - begin < 5.0 + 10.0
     assert len(seen) < FPS * SECONDS
     source.close()
-    check_every_frame(seen, numbers)
+    check_every_frame(seen[:-REORDERED], numbers)
 
 
 # RTMP -----------------------------------------------------------------------------------------
@@ -183,13 +185,13 @@ def test_rtmp_publisher_that_leaves(rtmp, clip, numbers, tmp_path):
     with servers.sending(clip, f"{rtmp}/cam", "flv", tmp_path / "publisher", pace=2.0):
         source = open_source(f"{rtmp}/cam", settings, stream="s")
         frames = source.frames()
-        seen = list(itertools.islice(frames, 5))
+        seen = list(itertools.islice(frames, 10))
     begin = time.monotonic()
     with pytest.raises(SourceUnavailable, match=r"no data within 3 s|broke"):
         seen.extend(frames)
     assert time.monotonic() - begin < 3.0 + 10.0
     source.close()
-    check_every_frame(seen, numbers)
+    check_every_frame(seen[:-REORDERED], numbers)
 
 
 # HLS and DASH over HTTP -------------------------------------------------------------------------
