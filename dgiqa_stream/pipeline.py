@@ -21,7 +21,7 @@ from dgiqa_stream.sampler import Sampler, make_sampler
 from dgiqa_stream.scorer import Scorer, scorer_of
 from dgiqa_stream.session import Ended, Session, SessionResult
 from dgiqa_stream.sources import open_source
-from dgiqa_stream.supervisor import ReconnectingSource
+from dgiqa_stream.supervisor import LIMIT_TOLERANCE_SECONDS, ReconnectingSource
 from dgiqa_stream.telemetry import Telemetry
 from dgiqa_stream.types import FrameScore, StreamInfo
 from dgiqa_stream.urls import scheme_of, stream_id_of
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 0.2
-_LIMIT_TOLERANCE_SECONDS = 0.01  # stamps are rounded, to 1 ms in Matroska
 
 
 _ENDING_SCHEMES = ("file", "stdin", "pattern")  # played as live, yet their end is an end
@@ -164,7 +163,7 @@ class Monitor:
         if reader.has_left_thread:
             log.info("%s: a read still waits for data; its thread is left behind", self.stream)
         limit = self.config.source.duration_seconds
-        is_reached = limit is not None and reader.read_seconds >= limit - _LIMIT_TOLERANCE_SECONDS
+        is_reached = limit is not None and reader.read_seconds >= limit - LIMIT_TOLERANCE_SECONDS
         ended: Ended = "duration_reached" if is_reached else "end_of_stream"
         return session.finish(error, "interrupted" if self._stopping.is_set() else ended)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FRAME_SECONDS = 0.04  # where the stream does not say how long a frame is shown
-_LIMIT_TOLERANCE_SECONDS = 0.01
+LIMIT_TOLERANCE_SECONDS = 0.01  # stamps are rounded, to 1 ms in Matroska
 
 
 class ReconnectingSource:
@@ -99,7 +99,7 @@ class ReconnectingSource:
     @property
     def _is_over(self) -> bool:
         remaining = self._remaining_seconds
-        return remaining is not None and remaining <= _LIMIT_TOLERANCE_SECONDS
+        return remaining is not None and remaining <= LIMIT_TOLERANCE_SECONDS
 
     def _placed(self, index: int) -> Iterator[Frame]:
         """Frames of this connection, numbered from ``index`` and put behind the last one's end."""

@@ -16,10 +16,11 @@ from dgiqa_stream.cli.scoring import Format
 from dgiqa_stream.errors import ConfigError, DgiqaError, SourceError
 from distill.data.commands import name_and_folder, shards
 from distill.evaluation.commands import app as judge_app
+from distill.options import DepthCache, Device, Threads
 from distill.process import command_line
 from distill.say import say
 from distill.teachers.commands import teach, transfer_labels
-from distill.training_commands import Device, Threads, begin_training, label, train
+from distill.training_commands import begin_training, label, train
 
 
 class Protocol(StrEnum):
@@ -231,9 +232,7 @@ def score(
             "network unless given."
         ),
     ] = None,
-    depth_cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps a depth network's maps.")
-    ] = None,
+    depth_cache: DepthCache = None,
     protocol: Annotated[Protocol, typer.Option(help="Where crops lie.")] = Protocol.GRID,
     crops: Annotated[int | None, typer.Option(help="Crops; of a grid 1, 4, 9, 16 …")] = None,
     seed: Annotated[int, typer.Option(help="Of the official protocol's places.")] = 42,
@@ -241,8 +240,8 @@ def score(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE")] = "-",
     fps: Annotated[float | None, typer.Option(help="Score so many frames a second.")] = None,
     every: Annotated[int | None, typer.Option(help="Score each Nth frame.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")] = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
     """Score with the teacher, for audits: slow, rows as of `dgiqa-stream score`."""

@@ -25,7 +25,6 @@ from distill.data.labels import (
     LabelManifest,
     LabelShapes,
     TeacherIdentity,
-    is_whole_labels,
     label_dtype,
     shards_digest,
 )
@@ -35,6 +34,7 @@ from distill.data.shards import (
     LeftOut,
     ShardReader,
     ShardRecord,
+    is_whole,
     sha256_of,
     whole_or_none,
     write_json,
@@ -204,7 +204,7 @@ class _Labelling:
             done = msgspec.json.decode(path.read_bytes(), type=_Done)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
-        whole = not done.left_out and is_whole_labels(self.folder, done.file)
+        whole = not done.left_out and is_whole(self.folder, done.file)
         return done if whole else None
 
     def _label(self, shard: str, records: Sequence[ShardRecord], num_seen: int) -> _Done:

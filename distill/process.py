@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +25,16 @@ def keep_freed_memory() -> None:
     for what in ("mmap_threshold", "trim_threshold"):
         mallopt(_MALLOPT[what], _KEEP_BYTES)
     mallopt(_MALLOPT["top_pad"], 256 << 20)
+
+
+def use_threads(threads: int) -> None:
+    """Compute with so many threads, 0 for all cores, and keep the memory between steps."""
+    import cv2
+    import torch
+
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
 
 
 def command_line() -> str:

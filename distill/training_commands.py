@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgiqa_stream.errors import ConfigError
-from distill.process import command_line, keep_freed_memory
+from distill.options import Depth, DepthCache, Device, Threads
+from distill.process import command_line, use_threads
 from distill.say import say
 
 if TYPE_CHECKING:
     from distill.compute import Compute, Precision
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")]
 _GPU_CROPS, _CPU_CROPS = 144, 9
 _MOST_WORKERS = 8
 
@@ -31,12 +30,8 @@ def label(
     backbone: Annotated[
         str | None, typer.Option(help="What a .pth was trained with; a safetensors knows.")
     ] = None,
-    depth: Annotated[
-        str | None, typer.Option(help="As of `score`; the published network unless given.")
-    ] = None,
-    depth_cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps a depth network's maps.")
-    ] = None,
+    depth: Depth = None,
+    depth_cache: DepthCache = None,
     crops: Annotated[int | None, typer.Option(help="Of the grid: 1, 4, 9, 16 …")] = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -48,15 +43,13 @@ def label(
 
     Interrupt it at will: the same command goes on where it stopped.
     """
-    import torch
 
     from distill.data.depth import PUBLISHED_DEPTH, open_depth
     from distill.labelling import label_shards
     from distill.models.official import open_teacher
     from distill.teacher_score import make_protocol, tell_other_depth, torch_device
 
-    keep_freed_memory()
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    use_threads(threads)
     where = torch_device(device)
     opened = open_teacher(teacher, backbone=backbone)
     maps = open_depth(depth or PUBLISHED_DEPTH, device=str(where), cache=depth_cache)
@@ -116,15 +109,10 @@ def begin_training(
     Without a number of ``workers``, a GPU gets one for each core but one, a CPU none: there they
     would take from the training what they give.
     """
-    import cv2
-    import torch
-
     from distill.compute import make_compute
 
-    keep_freed_memory()
-    cv2.setNumThreads(1)
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads or cores)
+    use_threads(threads)
     compute = make_compute(device, precision, num_workers=workers or 0)
     if workers is None and compute.device.type == "cuda":
         return replace(compute, num_workers=min(_MOST_WORKERS, max(1, cores - 1)))

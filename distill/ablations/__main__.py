@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from dgiqa_stream.errors import ConfigError
 from distill.ablations.running import ABLATIONS, run_ablation
 from distill.ablations.settings import Settings
-from distill.process import keep_freed_memory
+from distill.process import use_threads
 from distill.say import say
 
 _SIZES = Settings(Path(), Path(), Path())
@@ -33,13 +32,9 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Compare the parts of a teacher, or what its labels teach a student."""
-    import cv2
-
     if name not in ABLATIONS:
         raise ConfigError(f"no ablation {name!r}: {', '.join(ABLATIONS)}")
-    keep_freed_memory()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(threads)
+    use_threads(threads)
     settings = Settings(
         packs / "rated",
         backbone,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dgiqa_stream.errors import ConfigError, SourceError
 from distill.data.batch import TeacherTargets
 from distill.data.loader import AnyRecord, Draw, Look
-from distill.data.shards import MANIFEST, LeftOut, Manifest, sha256_of
+from distill.data.shards import MANIFEST, LeftOut, Manifest
 
 _AGAIN = "run `dgiqa-distill label` again"
 _OPEN_FILES = 64
@@ -218,11 +218,3 @@ def read_label_manifest(folder: Path) -> LabelManifest:
         raise SourceError(f"no whole set of labels at {folder}: {_AGAIN}") from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise SourceError(f"{folder / MANIFEST} is no manifest of labels: {exc}; {_AGAIN}") from exc
-
-
-def is_whole_labels(folder: Path, file: LabelFile) -> bool:
-    """Whether a file of labels is on disk with the bytes it was written with."""
-    path = folder / file.name
-    if not path.is_file() or path.stat().st_size != file.num_bytes:
-        return False
-    return sha256_of(path) == file.sha256

@@ -15,7 +15,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import cv2
 import msgspec
@@ -282,9 +282,25 @@ def read_manifest(folder: Path) -> Manifest:
         raise SourceError(f"{folder / MANIFEST} is no manifest: {exc}; {_AGAIN}") from exc
 
 
-def is_whole(folder: Path, shard: ShardInfo) -> bool:
-    """Whether a shard is on disk with the bytes it was written with."""
-    path = folder / shard.name
-    if not path.is_file() or path.stat().st_size != shard.num_bytes:
+class WrittenFile(Protocol):
+    """A file as its maker left it."""
+
+    @property
+    def name(self) -> str:
+        """Within its folder."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its length."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its bytes."""
+
+
+def is_whole(folder: Path, file: WrittenFile) -> bool:
+    """Whether a file is on disk with the bytes it was written with."""
+    path = folder / file.name
+    if not path.is_file() or path.stat().st_size != file.num_bytes:
         return False
-    return sha256_of(path) == shard.sha256
+    return sha256_of(path) == file.sha256

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,8 @@ import typer
 
 from dgiqa_stream.errors import ConfigError
 from distill.data.label_files import Missing
-from distill.process import keep_freed_memory
+from distill.options import Depth, DepthCache, Device, Threads
+from distill.process import use_threads
 from distill.say import say
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 Shards = Annotated[Path | None, typer.Option(help="Rated pictures: what `shards` wrote.")]
 Biq2021 = Annotated[Path | None, typer.Option(help="Or the folder of BIQ2021.")]
 Packs = Annotated[Path | None, typer.Option(help="Or what `data` wrote: quick to read.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")]
 
 
 def teach(
@@ -41,12 +39,8 @@ def teach(
         Path | None, typer.Option(help="Weights of the pyramids: MobileNetV2's .npz, or timm's.")
     ] = None,
     vit: Annotated[Path | None, typer.Option(help="Weights of a GlintIQA's ViT: timm's.")] = None,
-    depth: Annotated[
-        str | None, typer.Option(help="As of `score`; the published network unless given.")
-    ] = None,
-    depth_cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps a depth network's maps.")
-    ] = None,
+    depth: Depth = None,
+    depth_cache: DepthCache = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of further pictures, with --labels.")
     ] = None,
@@ -73,7 +67,7 @@ def teach(
     _together("--unrated", unrated, "--labeller", labeller)
     settings = load_teacher_recipe(recipe)
     sets = [_rated(settings.data, shards, biq2021, packs, missing)]
-    _use_threads(threads)
+    use_threads(threads)
     is_dgiqa = isinstance(settings.model, DgiqaModel)
     maps = _depth(depth, device, depth_cache) if is_dgiqa or labeller else None
     if pictures is not None and labels is not None:
@@ -119,7 +113,7 @@ def transfer_labels(
     from distill.recipe import DataConfig
     from distill.teachers.unrated import label_by_content
 
-    _use_threads(threads)
+    use_threads(threads)
     number = label_by_content(
         folder,
         _rated(DataConfig(num_validation=num_validation, seed=seed), shards, biq2021, packs),
@@ -157,15 +151,6 @@ def _rated(
         )
     assert packs is not None
     return PackPictures(packs / "rated")
-
-
-def _use_threads(threads: int) -> None:
-    import cv2
-    import torch
-
-    keep_freed_memory()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
 
 
 def _depth(choice: str | None, device: str, cache: Path | None) -> DepthProvider:
