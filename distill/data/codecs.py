@@ -123,12 +123,20 @@ def to_rgb(frame: av.VideoFrame) -> Rgb:
     return np.ascontiguousarray(picture.to_ndarray())
 
 
-def encode(frames: Sequence[Rgb], codec: str, point: int) -> bytes:
-    """A Matroska file in memory; frames are of even size."""
+def encode(
+    frames: Sequence[Rgb], codec: str, point: int, *, keyframe_frames: int | None = None
+) -> bytes:
+    """A Matroska file in memory; frames are of even size.
+
+    ``keyframe_frames`` is the longest way from one keyframe to the next, the encoder's own unless
+    given.
+    """
     settings = CODECS[codec]
     if codec == "av1":
         os.environ.setdefault("SVT_LOG", "1")  # else it writes its banner to standard error
     options = dict(settings.options) | {name: str(point) for name in settings.quality_options}
+    if keyframe_frames is not None:
+        options["g"] = str(keyframe_frames)
     out = io.BytesIO()
     with av.open(out, "w", format="matroska") as container:
         stream = container.add_stream(settings.encoder, rate=FRAMES_PER_SECOND, options=options)
