@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -66,30 +67,67 @@ class JobDone(msgspec.Struct, frozen=True):
     left_out: list[LeftOut]
 
 
-def plan_jobs(pristine: Path | None, rated: Mapping[str, Sequence[RatedItem]]) -> list[Job]:
+class _Plan(msgspec.Struct, frozen=True):
+    """What is made in a folder; settings that an older plan lacks have their defaults."""
+
+    settings: ShardSettings
+    jobs: int
+    of: str
+
+
+def plan_jobs(
+    pristine: Path | Sequence[Path] | None,
+    rated: Mapping[str, Sequence[RatedItem]],
+    *,
+    halved: Mapping[str, Sequence[RatedItem]] = MappingProxyType({}),
+) -> list[Job]:
     """The work, in an order that names alone decide.
 
     Args:
-        pristine: folder of clean ``.webp`` or ``.png`` pictures; those of the test split
-            (:func:`distill.data.build.content_split`) are left out.
+        pristine: one or several folders of clean ``.webp`` or ``.png`` pictures; those of the test
+            split (:func:`distill.data.build.content_split`) are left out.
         rated: the loaded pictures of each rated set, by its name in ``DATASETS``. Their test parts
             are left out: no training may see them.
+        halved: rated pictures that become clean ones when they are halved, likewise by set, as
+            :func:`distill.data.halved.clean_when_halved` chooses them.
     """
-    jobs: list[Job] = []
-    if pristine is not None:
-        paths = sorted([*pristine.glob("*.webp"), *pristine.glob("*.png")])
-        splits = {path: content_split(path.name) for path in paths}
-        jobs += [CleanPicture(p, splits[p], pristine.name) for p in paths if splits[p] != "test"]
-        if not jobs:
-            raise FileNotFoundError(f"no clean pictures in {pristine}: give .webp or .png files")
+    folders = [pristine] if isinstance(pristine, Path) else list(pristine or ())
+    jobs: list[Job] = [job for folder in folders for job in _clean_jobs(folder)]
+    _refuse_equal_names([job for job in jobs if isinstance(job, CleanPicture)])
+    for source, items in halved.items():
+        pictures = [RatedPicture(item, source) for item in _pictures_of(source, items)]
+        jobs += [CleanPicture(p.item.path, "train", f"{source}-halved", p) for p in pictures]
     for source, items in rated.items():
-        if DATASETS[source].kind != "picture":
-            raise ConfigError(f"{source} is a set of clips; shards hold pictures")
-        seen = [RatedPicture(item, source) for item in items if not item.split.startswith("test")]
+        loaded = _pictures_of(source, items)
+        seen = [RatedPicture(item, source) for item in loaded if not item.split.startswith("test")]
         jobs += [tuple(seen[i : i + RATED_PER_JOB]) for i in range(0, len(seen), RATED_PER_JOB)]
     if not jobs:
         raise ConfigError("nothing to put into shards: give clean pictures or a rated set")
     return jobs
+
+
+def _clean_jobs(folder: Path) -> list[CleanPicture]:
+    paths = sorted([*folder.glob("*.webp"), *folder.glob("*.png")])
+    splits = {path: content_split(path.name) for path in paths}
+    jobs = [CleanPicture(p, splits[p], folder.name) for p in paths if splits[p] != "test"]
+    if not jobs:
+        raise FileNotFoundError(f"no clean pictures in {folder}: give .webp or .png files")
+    return jobs
+
+
+def _refuse_equal_names(jobs: Sequence[CleanPicture]) -> None:
+    """A name stands for one content, whatever its folder."""
+    seen: dict[str, Path] = {}
+    for job in jobs:
+        other = seen.setdefault(job.content, job.path)
+        if other != job.path:
+            raise ConfigError(f"{other} and {job.path} have one name: rename or remove one of them")
+
+
+def _pictures_of(source: str, items: Sequence[RatedItem]) -> Sequence[RatedItem]:
+    if DATASETS[source].kind != "picture":
+        raise ConfigError(f"{source} is a set of clips; shards hold pictures")
+    return items
 
 
 def build_shards(
@@ -111,8 +149,7 @@ def build_shards(
     Raises ``ConfigError`` where the folder holds shards of other settings, ``SourceError`` where
     too many pictures cannot be read, ``SinkError`` on a full disk.
     """
-    for name in settings.degradations:
-        degradation(name)
+    _check(settings)
     (folder / "jobs").mkdir(parents=True, exist_ok=True)
     for partial in [*folder.glob("*.part"), *(folder / "jobs").glob("*.part")]:
         partial.unlink()
@@ -131,6 +168,14 @@ def build_shards(
         show_progress(f"{len(done)}/{len(jobs)} jobs, {num_pictures} pictures")
     show_progress(None)
     return _finish(folder, jobs, done, settings, made_by)
+
+
+def _check(settings: ShardSettings) -> None:
+    for name in settings.degradations:
+        degradation(name)
+    number = settings.ladders_per_picture
+    if number is not None and number < 1:
+        raise ConfigError(f"a clean picture gets 1 ladder or more, not {number}")
 
 
 def _named(left_out: Sequence[LeftOut]) -> str:
@@ -152,10 +197,9 @@ def _plan_digest(jobs: Sequence[Job]) -> str:
 
 def _keep_plan(folder: Path, jobs: Sequence[Job], settings: ShardSettings) -> None:
     """Remember what is being made here; refuse to mix it with something else."""
-    plan = {"settings": msgspec.to_builtins(settings), "jobs": len(jobs), "of": _plan_digest(jobs)}
-    plan = msgspec.json.decode(msgspec.json.encode(plan))
+    plan = _Plan(settings, len(jobs), _plan_digest(jobs))
     path = folder / "jobs" / "plan.json"
-    if path.is_file() and msgspec.json.decode(path.read_bytes()) != plan:
+    if path.is_file() and msgspec.json.decode(path.read_bytes(), type=_Plan) != plan:
         raise ConfigError(
             f"{folder} holds shards of other settings or pictures: give another folder"
         )
@@ -259,16 +303,29 @@ def _finish(
 
 
 def _sources(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """Name, licence and number of pictures of everything that went in."""
-    found: Counter[tuple[str, str]] = Counter()
+    """Name, licence and number of pictures of everything that went in.
+
+    Rated pictures that became clean ones have their own row, with ``halved``.
+    """
+    found: Counter[tuple[str, str, bool]] = Counter()
     for job in jobs:
-        if isinstance(job, CleanPicture):
-            known = (text for key, text in CLEAN_LICENCES.items() if job.path.name.startswith(key))
-            found[job.source, next(known, "not known here: ask their owner")] += 1
-        else:
+        if not isinstance(job, CleanPicture):
             for picture in job:
-                found[picture.source, DATASETS[picture.source].licence] += 1
-    return [{"name": n, "licence": text, "num_pictures": k} for (n, text), k in found.items()]
+                found[picture.source, DATASETS[picture.source].licence, False] += 1
+        elif job.halved_from is not None:
+            found[job.source, DATASETS[job.halved_from.source].licence, True] += 1
+        else:
+            known = (text for key, text in CLEAN_LICENCES.items() if job.path.name.startswith(key))
+            found[job.source, next(known, "not known here: ask their owner"), False] += 1
+    return [
+        {
+            "name": name,
+            "licence": text,
+            "num_pictures": number,
+            **({"halved": True} if half else {}),
+        }
+        for (name, text, half), number in found.items()
+    ]
 
 
 def _versions() -> dict[str, str]:

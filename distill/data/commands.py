@@ -17,14 +17,28 @@ def shards(
     folder: Annotated[Path, typer.Argument(help="Folder to write, or to go on with.")],
     *,
     pristine: Annotated[
-        Path | None, typer.Option(help="Folder of clean pictures (.webp, .png) to degrade.")
+        list[Path] | None,
+        typer.Option(help="Folder of clean pictures (.webp, .png) to degrade; may be repeated."),
     ] = None,
     rated: Annotated[
         list[str] | None, typer.Option(help="A rated set and its folder, as biq2021=FOLDER.")
     ] = None,
+    halved: Annotated[
+        list[str] | None,
+        typer.Option(help="A rated set, as above, whose training pictures are degraded, halved."),
+    ] = None,
+    num_halved: Annotated[
+        int | None, typer.Option(help="At most so many of each such set, drawn; all by default.")
+    ] = None,
+    halved_least_mos: Annotated[
+        float, typer.Option(help="Such pictures have this MOS (0..1) or a higher one.")
+    ] = 0.6,
     degradations: Annotated[
         str, typer.Option(help="Ladders to make, with commas between; all by default.")
     ] = "",
+    ladders_per_picture: Annotated[
+        int | None, typer.Option(help="So many of them for each, drawn; all by default.")
+    ] = None,
     chains: Annotated[int, typer.Option(help="Random chains for each clean picture.")] = 4,
     pseudo_mos: Annotated[
         bool, typer.Option(help="Rate degraded pictures by full-reference measures.")
@@ -44,19 +58,25 @@ def shards(
     Interrupt it at will: the same command goes on where it stopped.
     """
     from distill.data.build_shards import build_shards, plan_jobs
-    from distill.data.datasets import load_dataset
+    from distill.data.datasets import RatedItem, load_dataset
     from distill.data.degradations import PICTURE_DEGRADATIONS
+    from distill.data.halved import clean_when_halved
     from distill.data.pseudo_mos import has_ssimulacra2
     from distill.data.shard_records import ShardSettings
 
-    sets = dict(name_and_folder(text) for text in rated or ())
-    items = {
-        name: load_dataset(name, root, seed=seed, missing=missing) for name, root in sets.items()
+    def load(sets: list[str] | None) -> dict[str, list[RatedItem]]:
+        named = dict(name_and_folder(text) for text in sets or ())
+        return {n: load_dataset(n, root, seed=seed, missing=missing) for n, root in named.items()}
+
+    clean = {
+        name: clean_when_halved(items, least_mos=halved_least_mos, number=num_halved, seed=seed)
+        for name, items in load(halved).items()
     }
     chosen = tuple(word.strip() for word in degradations.split(",") if word.strip())
     settings = ShardSettings(
         seed=seed,
         degradations=chosen or PICTURE_DEGRADATIONS,
+        ladders_per_picture=ladders_per_picture,
         num_chains=chains,
         pseudo_mos=pseudo_mos,
         ssimulacra2=pseudo_mos and has_ssimulacra2(),
@@ -64,7 +84,7 @@ def shards(
     )
     manifest = build_shards(
         folder,
-        plan_jobs(pristine, items),
+        plan_jobs(pristine, load(rated), halved=clean),
         settings=settings,
         made_by=command_line(),
         workers=workers,

@@ -17,7 +17,7 @@ from typing import Literal, overload
 import numpy as np
 
 from dgiqa_stream.errors import ConfigError
-from distill.data import damage, degrade, optics
+from distill.data import blocks, damage, degrade, optics
 from distill.data.codecs import CODECS, Clip, Rgb, transcode
 
 Act = Callable[[Clip, int, np.random.Generator], Clip]
@@ -150,6 +150,20 @@ _LADDERS = (
     _still("ringing", optics.ringing, optics.RINGING_CUTOFF, grain=False),
     _still("oversharpening", optics.oversharpening, optics.SHARPENING, grain=False),
     _still("upscaling", degrade.rescale, degrade.RESCALE_FACTOR, grain=False),
+    _still("posterising", optics.posterising, optics.POSTER_STEPS, grain=False),
+    _still("oversaturation", optics.oversaturation, optics.SATURATION, grain=False),
+    _still("contrast_loss", optics.contrast_loss, optics.CONTRAST_LEFT, grain=False),
+    _still("contrast_excess", optics.contrast_excess, optics.CONTRAST_GAIN, grain=False),
+    _still("impulse_noise", optics.impulse_noise, optics.IMPULSE_SHARE, grain=True),
+    _still("colour_noise", optics.colour_noise, optics.CHROMA_SIGMA, grain=True),
+    _still("stripes", optics.stripes, optics.STRIPE_SIGMA, grain=False),
+    _still("rolling_bars", optics.rolling_bars, optics.BAR_DEPTH, grain=False),
+    _still("pixelation", blocks.pixelation, blocks.PIXEL_PX, grain=False),
+    _still("lost_blocks", blocks.lost_blocks, blocks.LOST_BLOCK_SHARE, grain=False),
+    _still("partial_frame", blocks.partial_frame, blocks.LOST_BELOW_SHARE, grain=False),
+    _still("jpeg", blocks.jpeg, blocks.BASELINE_QUALITY, grain=False),
+    _still("luma_blocks", blocks.luma_blocks, blocks.LUMA_STEP, grain=False),
+    _still("chroma_subsampling", blocks.chroma_subsampling, blocks.CHROMA_CELL_PX, grain=False),
     *(_coded(name, name) for name in CODECS),
     _coded("h264_rescaled", "h264", scales=_RESCALES),
     _coded("av1_rescaled", "av1", scales=_RESCALES),

@@ -28,6 +28,14 @@ CHROMA_SHIFT_PX = (0.8, 1.6, 2.8, 4.5, 7.0, 11.0)
 BANDING_STEPS = (40, 28, 19, 13, 9, 6)
 RINGING_CUTOFF = (0.75, 0.58, 0.45, 0.34, 0.25, 0.18)
 SHARPENING = (0.4, 0.8, 1.4, 2.3, 3.6, 5.5)
+POSTER_STEPS = (12, 9, 7, 5, 4, 3, 2)
+SATURATION = (1.25, 1.55, 1.95, 2.5, 3.3, 4.5)
+CONTRAST_LEFT = (0.85, 0.7, 0.56, 0.43, 0.3, 0.18)
+CONTRAST_GAIN = (1.25, 1.6, 2.1, 2.8, 3.9, 5.6)
+IMPULSE_SHARE = (0.002, 0.006, 0.015, 0.035, 0.08, 0.17, 0.33)
+CHROMA_SIGMA = (5.0, 9.0, 15.0, 24.0, 38.0, 58.0)
+STRIPE_SIGMA = (2.0, 4.0, 7.0, 12.0, 20.0, 33.0)
+BAR_DEPTH = (0.06, 0.12, 0.21, 0.34, 0.52, 0.78)
 
 _RINGING_REACH_PX = 24
 
@@ -188,3 +196,82 @@ def oversharpening(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
     picture = rgb.astype(np.float32)
     soft = np.asarray(cv2.GaussianBlur(picture, (0, 0), 1.6), np.float32)
     return to_bytes(picture + np.float32(SHARPENING[level - 1]) * (picture - soft))
+
+
+def _weighed_luma(rgb: Rgb) -> Float:
+    """BT.601 luma 0..255 as (H, W, 1)."""
+    return np.asarray((rgb @ np.array([0.299, 0.587, 0.114], np.float32))[..., None], np.float32)
+
+
+def posterising(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
+    """So few colours that areas stand apart: palettes of screen sharing, keyers, capture cards.
+
+    A ladder rounds red, green and blue alone, or the luma with the colour as it was.
+    """
+    last = POSTER_STEPS[level - 1] - 1
+    if rng.integers(2):
+        steps = np.rint(np.arange(256) / 255 * last) * 255 / last
+        return np.asarray(np.rint(steps).astype(np.uint8)[rgb], np.uint8)
+    luma = _weighed_luma(rgb)
+    return to_bytes(rgb + np.rint(luma / 255 * last) * np.float32(255 / last) - luma)
+
+
+def oversaturation(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
+    """Colour amplified until it clips: a camera's vivid mode, or a wrong matrix twice over."""
+    luma = _weighed_luma(rgb)
+    return to_bytes(luma + np.float32(SATURATION[level - 1]) * (rgb - luma))
+
+
+def contrast_loss(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
+    """Values drawn towards one grey: raised blacks, veiling light, limited range taken as full."""
+    grey = np.float32(rng.uniform(70, 190))
+    return to_bytes(grey + np.float32(CONTRAST_LEFT[level - 1]) * (rgb - grey))
+
+
+def contrast_excess(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
+    """Values driven away from one grey until they clip: full range taken as limited, and worse."""
+    grey = np.float32(rng.uniform(90, 165))
+    return to_bytes(grey + np.float32(CONTRAST_GAIN[level - 1]) * (rgb - grey))
+
+
+def impulse_noise(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
+    """Single pixels black or white: bit errors of analogue and serial links, dead and hot pixels.
+
+    A pixel that is lost at one level is lost, with the same value, at every higher one.
+    """
+    drawn = rng.random(rgb.shape[:2], np.float32)
+    white = rng.random(rgb.shape[:2], np.float32) < 0.5
+    lost = drawn < IMPULSE_SHARE[level - 1]
+    values = np.where(white, 255, 0).astype(np.uint8)
+    return np.where(lost[..., None], values[..., None], rgb)
+
+
+def colour_noise(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
+    """Coloured blotches of two pixels and more on an even luma.
+
+    Noise reduction that smooths the luma alone leaves it, and weak composite or radio links.
+    """
+    grain = rng.standard_normal((*rgb.shape[:2], 2), np.float32)
+    grain = np.asarray(cv2.GaussianBlur(grain, (0, 0), 1.2), np.float32)
+    red, blue = np.moveaxis(grain / grain.std() * np.float32(CHROMA_SIGMA[level - 1]), -1, 0)
+    green = -(0.299 * red + 0.114 * blue) / np.float32(0.587)  # so that the luma stays
+    return to_bytes(rgb + np.stack([red, green, blue], -1))
+
+
+def stripes(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
+    """Columns or rows that read higher or lower than they should: a sensor's fixed pattern.
+
+    In thermal and cheap CMOS cameras, most of all in poor light. It stands still in a clip.
+    """
+    axis = int(rng.integers(2))
+    offsets = rng.standard_normal(rgb.shape[axis]).astype(np.float32)
+    offsets = np.expand_dims(offsets * np.float32(STRIPE_SIGMA[level - 1]), 1 - axis)
+    return to_bytes(rgb + offsets[..., None])
+
+
+def rolling_bars(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
+    """Dark bars across the picture: a rolling shutter under a lamp that flickers, or mains hum."""
+    cycles, phase = rng.uniform(1.5, 6), rng.uniform(0, 2 * np.pi)
+    place = np.linspace(0, 2 * np.pi * cycles, len(rgb), dtype=np.float32) + np.float32(phase)
+    dimmed = np.float32(BAR_DEPTH[level - 1]) * (np.float32(0.5) + np.sin(place) / 2)
+    return from_linear(to_linear(rgb) * (1 - dimmed)[:, None, None])

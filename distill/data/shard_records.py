@@ -30,6 +30,8 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     seed: int = 0
     degradations: tuple[str, ...] = PICTURE_DEGRADATIONS
+    ladders_per_picture: int | None = None
+    """How many of them each clean picture gets, drawn by its name and the seed; None is all."""
     num_chains: int = 4
     """Random pairs of degradations for each clean picture."""
     pseudo_mos: bool = True
@@ -40,25 +42,36 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
+class RatedPicture:
+    """A picture of a rated set."""
+
+    item: RatedItem
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class CleanPicture:
     """A clean picture whose ladders are made."""
 
     path: Path
     split: str
     source: str
+    halved_from: RatedPicture | None = None
+    """The rated picture that becomes a clean one when it is halved; ``path`` is its file."""
 
     @property
     def content(self) -> str:
-        """Its name without the suffix."""
-        return self.path.stem
+        """Its name without the suffix; that of a rated picture where it is one, halved."""
+        if self.halved_from is None:
+            return self.path.stem
+        return f"{self.halved_from.source}/{self.halved_from.item.content}"
 
-
-@dataclass(frozen=True, slots=True)
-class RatedPicture:
-    """A picture of a rated set."""
-
-    item: RatedItem
-    source: str
+    @property
+    def prefix(self) -> str:
+        """With which the names of its pictures begin."""
+        if self.halved_from is None:
+            return self.content
+        return f"{self.source}/{self.halved_from.item.name}"
 
 
 Job = CleanPicture | tuple[RatedPicture, ...]
@@ -73,12 +86,18 @@ def job_pictures(
     return _rated_records(job, settings, left_out)
 
 
-def read_rgb(path: Path, *, longest_px: int) -> Rgb:
+def read_rgb(path: Path, *, longest_px: int, halved: bool = False) -> Rgb:
     """A still picture as uint8 RGB (H, W, 3), upright and no longer than ``longest_px``.
+
+    Args:
+        halved: reduced to half of each side at least, by area.
 
     Raises one of ``NOT_A_PICTURE`` for a file that is no whole picture, such as a JPEG cut off.
     """
-    return np.asarray(reduced_rgb(read_picture(path), longest_px=longest_px), np.uint8)
+    planes = read_picture(path)
+    if halved:
+        longest_px = min(longest_px, max(planes.size) // 2)
+    return np.asarray(reduced_rgb(planes, longest_px=longest_px), np.uint8)
 
 
 def _rated_records(
@@ -107,23 +126,43 @@ def _rated_records(
 def _clean_records(
     job: CleanPicture, settings: ShardSettings, left_out: list[LeftOut]
 ) -> Iterator[tuple[ShardRecord, Rgb]]:
-    """The clean picture, then every ladder by rising level, then the chains."""
+    """The clean picture, then its ladders by rising level, then the chains."""
+    halved = job.halved_from is not None
     try:
-        clean = read_rgb(job.path, longest_px=settings.longest_px)
+        clean = read_rgb(job.path, longest_px=settings.longest_px, halved=halved)
         if min(clean.shape[:2]) < full_reference.SHORTEST_PX:
             raise ValueError(f"{full_reference.SHORTEST_PX} px or more on a side are needed")
     except NOT_A_PICTURE as exc:
         left_out.append(LeftOut(f"{job.source}/{job.path.name}", reason(exc)))
         return
-    base = ShardRecord(f"{job.content}/clean", job.content, job.split, job.source, level=0)
+    base = ShardRecord(f"{job.prefix}/clean", job.content, job.split, job.source, level=0)
     rated = {"pseudo_mos": 1.0, "confidence": 1.0} if settings.pseudo_mos else {}
     yield msgspec.structs.replace(base, degradation="clean", **rated), clean
-    for name in settings.degradations:
-        yield from _ladder_records(base, clean, name, settings)
-    rng = ladder_rng(settings.seed, job.content, "chains")
+    made_of = _Clean(job.prefix, base, clean)
+    for name in drawn_ladders(settings, job.prefix):
+        yield from _ladder_records(made_of, name, settings)
+    rng = ladder_rng(settings.seed, job.prefix, "chains")
     for number in range(settings.num_chains):
         made = random_chain(rng, settings.degradations)
-        yield _chain_record(base, clean, made, number, settings)
+        yield _chain_record(made_of, made, number, settings)
+
+
+def drawn_ladders(settings: ShardSettings, name: str) -> tuple[str, ...]:
+    """The ladders that a clean picture of this name gets, in the order of the settings."""
+    number, names = settings.ladders_per_picture, settings.degradations
+    if number is None or number >= len(names):
+        return names
+    chosen = ladder_rng(settings.seed, name, "ladders").choice(len(names), number, replace=False)
+    return tuple(names[i] for i in sorted(chosen))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Clean:
+    """A clean picture and the record that its degraded versions start from."""
+
+    prefix: str
+    base: ShardRecord
+    rgb: Rgb
 
 
 def _measures(names: Sequence[str], settings: ShardSettings) -> Sequence[str]:
@@ -134,22 +173,22 @@ def _measures(names: Sequence[str], settings: ShardSettings) -> Sequence[str]:
 
 
 def _ladder_records(
-    base: ShardRecord, clean: Rgb, name: str, settings: ShardSettings
+    clean: _Clean, name: str, settings: ShardSettings
 ) -> Iterator[tuple[ShardRecord, Rgb]]:
-    chosen, ladder_id = degradation(name), f"{base.content}/{name}"
+    chosen, ladder_id = degradation(name), f"{clean.prefix}/{name}"
     levels = range(1, chosen.num_levels + 1)
     pictures = [
-        chosen.apply(clean, level, ladder_rng(settings.seed, base.content, name))
+        chosen.apply(clean.rgb, level, ladder_rng(settings.seed, clean.prefix, name))
         for level in levels
     ]
     rated: list[full_reference.PseudoMos | None] = [None for _ in levels]
     if settings.pseudo_mos:
         measures = _measures([name], settings)
-        each = [full_reference.pseudo_mos(clean, p, measures=measures) for p in pictures]
+        each = [full_reference.pseudo_mos(clean.rgb, p, measures=measures) for p in pictures]
         rated = list(full_reference.order_ladder(each))
     for level, rgb, made in zip(levels, pictures, rated, strict=True):
         record = msgspec.structs.replace(
-            base, name=f"{ladder_id}/{level}", ladder=ladder_id, degradation=name, level=level
+            clean.base, name=f"{ladder_id}/{level}", ladder=ladder_id, degradation=name, level=level
         )
         yield _with_pseudo_mos(record, made), rgb
 
@@ -165,18 +204,18 @@ def random_chain(rng: np.random.Generator, names: Sequence[str]) -> Chain:
 
 
 def _chain_record(
-    base: ShardRecord, clean: Rgb, made: Chain, number: int, settings: ShardSettings
+    clean: _Clean, made: Chain, number: int, settings: ShardSettings
 ) -> tuple[ShardRecord, Rgb]:
     key = f"chain{number}"
-    rgb = made.apply(clean, ladder_rng(settings.seed, base.content, key))
+    rgb = made.apply(clean.rgb, ladder_rng(settings.seed, clean.prefix, key))
     record = msgspec.structs.replace(
-        base, name=f"{base.content}/{key}", degradation=made.name, level=None
+        clean.base, name=f"{clean.prefix}/{key}", degradation=made.name, level=None
     )
     if not settings.pseudo_mos:
         return record, rgb
-    components = made.components(clean, ladder_rng(settings.seed, base.content, key))
+    components = made.components(clean.rgb, ladder_rng(settings.seed, clean.prefix, key))
     measures = _measures([step.name for step, _ in made.steps], settings)
-    rated = full_reference.pseudo_mos(clean, rgb, measures=measures, components=components)
+    rated = full_reference.pseudo_mos(clean.rgb, rgb, measures=measures, components=components)
     return _with_pseudo_mos(record, rated), rgb
 
 
