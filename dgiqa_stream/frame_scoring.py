@@ -10,7 +10,7 @@ from dgiqa_stream.errors import ConfigError
 from dgiqa_stream.letterbox import LetterboxDetector
 from dgiqa_stream.scorer import Scorer
 from dgiqa_stream.telemetry import Count, Stage, Telemetry
-from dgiqa_stream.types import Frame, FrameScore
+from dgiqa_stream.types import Frame, FrameScore, OutOfDomain
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,14 @@ class FrameScoring:
             self._warn_of_crop(frame)
         with self._telemetry.timed(Stage.INFER):
             (found,) = self._scorer.infer(batch)
+        hdr: tuple[OutOfDomain, ...] = () if frame.info.dynamic_range == "sdr" else ("hdr",)
         return FrameScore(
             info=frame.info,
             stream=frame.stream,
             score=found.score,
             raw=found.raw,
-            in_domain=frame.info.dynamic_range == "sdr",
+            interval=found.interval,
+            out_of_domain=(*hdr, *found.out_of_domain),
             scored_at_seconds=time.time(),
         )
 

@@ -49,10 +49,7 @@ class ScoreMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Refuse a mapping that could fold or leave the scale."""
-        steps = (b - a for values in (self.raw, self.score) for a, b in pairwise(values))
-        rising = all(step >= _SMALLEST_STEP for step in steps)
-        if len(self.raw) != len(self.score) or not rising:
-            raise ValueError("raw and score must be lists of one length, rising by 1e-6 or more")
+        _refuse_unless_rising(raw=self.raw, score=self.score)
         if self.score[0] < 0 or self.score[-1] > 100:
             raise ValueError("the mapping leaves the 0..100 scale")
 
@@ -68,8 +65,57 @@ class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mapping: ScoreMapping
 
 
-class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model file is."""
+class HalfWidthMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From the network's spread to half an interval: straight lines between rising points."""
+
+    spread: Annotated[list[float], msgspec.Meta(min_length=2)]
+    points: Annotated[list[float], msgspec.Meta(min_length=2)]
+    """Of the 0-100 scale, to either side of the score."""
+
+    def __post_init__(self) -> None:
+        """Refuse a mapping that could fold or leave the scale."""
+        _refuse_unless_rising(spread=self.spread, points=self.points)
+        if self.points[0] < 0 or self.points[-1] > 100:
+            raise ValueError("points leave 0..100: half an interval is no wider than the scale")
+
+    def __call__(self, spread: float) -> float:
+        """Half the interval's width; spreads beyond the ends stay at the ends."""
+        return float(np.interp(spread, self.spread, self.points))
+
+
+def _refuse_unless_rising(**values: list[float]) -> None:
+    steps = [b - a for each in values.values() for a, b in pairwise(each)]
+    rising = all(step >= _SMALLEST_STEP for step in steps)
+    if len({len(each) for each in values.values()}) != 1 or not rising:
+        raise ValueError(
+            f"{' and '.join(values)} must be lists of one length, rising by 1e-6 or more"
+        )
+
+
+class IntervalSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The graph's output that says how sure a score is, and what it means."""
+
+    output: str
+    mapping: HalfWidthMapping
+    coverage: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.9
+    """Share of pictures, like those of the calibration, whose mean opinion lies inside."""
+
+    def around(self, score: float, spread: float) -> tuple[float, float]:
+        """Low and high, 0..100, for a score and the network's spread."""
+        half = self.mapping(spread)
+        return max(0.0, score - half), min(100.0, score + half)
+
+
+class DomainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The graph's output that says how unlike the training pictures a picture is."""
+
+    output: str
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    """Outputs above it are of pictures of a kind the model was never tried on."""
+
+
+class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a model file is. Fields at their defaults are not written: older readers take it."""
 
     schema: Literal["dgiqa.manifest/2"]
     id: str
@@ -88,6 +134,19 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     history: list[dict[str, Any]] = []
     """Each step that made it, with its settings and versions, oldest first."""
     metrics: dict[str, Any] = {}
+    interval: IntervalSpec | None = None
+    """How sure a score is; None where the model does not say."""
+    domain: DomainSpec | None = None
+    """Which pictures the model knows; None where it does not say."""
+
+    def __post_init__(self) -> None:
+        """Refuse one output for two meanings."""
+        names = [self.output.name, *(s.output for s in (self.interval, self.domain) if s)]
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"output, interval and domain name the graph's outputs {', '.join(names)}: "
+                "each needs one of its own"
+            )
 
 
 class _AnyManifest(msgspec.Struct, frozen=True):

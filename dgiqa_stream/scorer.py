@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dgiqa_stream.backends import Backend, BackendStatus, open_backend
+from dgiqa_stream.backends import Backend, BackendStatus, Outputs, open_backend
 from dgiqa_stream.config import ModelSettings
 from dgiqa_stream.manifest import DEFAULT_MODEL, LoadedModel, ModelManifest, load_model
 from dgiqa_stream.preprocess import make_batch
-from dgiqa_stream.types import Crop, FrameBatch, Planes
+from dgiqa_stream.types import Crop, FrameBatch, OutOfDomain, Planes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+FLAT_STEPS = 2.0
+"""A view of one colour: no channel deviates more (standard deviation, in steps of 255). Black as it
+is coded stays below; a gradient from end to end over ten steps does not."""
+_SURELY_NOT_FLAT_STEPS = 32  # between samples far apart
 _MOST_AT_ONCE = 8  # larger batches gain nothing on a CPU and cost memory
 
 
@@ -28,6 +32,39 @@ class Prediction(NamedTuple):
     """0 (worst) to 100 (best)."""
     raw: float
     """The network's own output."""
+    interval: tuple[float, float] | None = None
+    """Low and high, 0..100; None where the model has no ``interval``. Its coverage is in the
+    manifest.
+    """
+    out_of_domain: tuple[OutOfDomain, ...] = ()
+    """``unfamiliar``, ``flat``, both or none; always none where the model has no ``domain``."""
+    spread: float | None = None
+    """The network's own output, before its mapping to half an interval."""
+    unfamiliar: float | None = None
+    """The network's own output, before its threshold."""
+
+    @property
+    def in_domain(self) -> bool:
+        """Whether nothing is known against the score."""
+        return not self.out_of_domain
+
+
+class _Raw(NamedTuple):
+    """The network's outputs for one frame."""
+
+    quality: float
+    spread: float | None
+    unfamiliar: float | None
+
+    @classmethod
+    def of(cls, outputs: Outputs, n: int) -> _Raw:
+        """Those of the frame with that number."""
+        spread, unfamiliar = outputs.spread, outputs.unfamiliar
+        return cls(
+            outputs.quality.item(n),
+            None if spread is None else spread.item(n),
+            None if unfamiliar is None else unfamiliar.item(n),
+        )
 
 
 class Scorer:
@@ -71,8 +108,25 @@ class Scorer:
 
     def infer(self, batch: FrameBatch) -> list[Prediction]:
         """Score views that were cut before."""
-        mapping = self._model.manifest.output.mapping
-        return [Prediction(mapping(raw), raw) for raw in self._backend.infer(batch).tolist()]
+        outputs = self._backend.infer(batch)
+        return [
+            self._prediction(_Raw.of(outputs, n), {k: v[n] for k, v in batch.views.items()})
+            for n in range(len(batch))
+        ]
+
+    def _prediction(self, found: _Raw, views: Mapping[str, NDArray[np.uint8]]) -> Prediction:
+        """What a frame's outputs mean; ``views`` are (height, width, 3) each."""
+        manifest = self._model.manifest
+        score = manifest.output.mapping(found.quality)
+        interval, reasons = None, list[OutOfDomain]()
+        if manifest.interval is not None and found.spread is not None:
+            interval = manifest.interval.around(score, found.spread)
+        if manifest.domain is not None and found.unfamiliar is not None:
+            reasons += ["unfamiliar"] if found.unfamiliar > manifest.domain.threshold else []
+            reasons += ["flat"] if is_flat(views.values()) else []
+        return Prediction(
+            score, found.quality, interval, tuple(reasons), found.spread, found.unfamiliar
+        )
 
     def close(self) -> None:
         """Release the engine; calling twice is fine."""
@@ -119,6 +173,19 @@ def scorer_of(settings: ModelSettings) -> Scorer:
         backend=settings.backend,
         num_threads=settings.threads,
     )
+
+
+def is_flat(views: Iterable[NDArray[np.uint8]]) -> bool:
+    """Whether every view, uint8 (height, width, 3), is of one colour: see ``FLAT_STEPS``."""
+    return all(_is_plain(view) for view in views)
+
+
+def _is_plain(view: NDArray[np.uint8]) -> bool:
+    few = view[::8, ::8, 1]
+    if int(few.max()) - int(few.min()) > _SURELY_NOT_FLAT_STEPS:  # nearly every picture, at once
+        return False
+    samples = view.reshape(-1, 3).astype(np.float32)
+    return bool(samples.std(axis=0).max() <= FLAT_STEPS)
 
 
 def planes_of_rgb(rgb: Any) -> Planes:

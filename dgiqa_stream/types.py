@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     Samples = NDArray[np.uint8] | NDArray[np.uint16]
 
 DynamicRange = Literal["sdr", "pq", "hlg"]
+OutOfDomain = Literal["hdr", "unfamiliar", "flat"]
+"""Why a score is of a picture of a kind that the model was never tried on.
+
+``hdr``: the stream says that it is PQ or HLG. ``unfamiliar``: the model says that it was trained on
+nothing like it. ``flat``: the picture is of one colour, black above all; the score of nothing means
+nothing.
+"""
 ROTATIONS = (0, 90, 180, 270)
 
 
@@ -218,8 +225,12 @@ class FrameScore:
     """0 (worst) to 100 (best)."""
     raw: float
     """The network's own output, before the manifest's score mapping."""
-    in_domain: bool = True
-    """False where the model was never tried, such as HDR: read the score with care."""
+    interval: tuple[float, float] | None = None
+    """Low and high, 0..100: where the mean opinion of those who see the frame is likely to lie.
+    None where the model does not say.
+    """
+    out_of_domain: tuple[OutOfDomain, ...] = ()
+    """Why to read the score with care; empty where there is no known reason."""
     scored_at_seconds: float = 0.0
     """Wall clock (Unix time) when the score was known."""
 
@@ -227,6 +238,13 @@ class FrameScore:
         """Refuse a score outside the scale."""
         if not 0.0 <= self.score <= 100.0:
             raise ValueError(f"score {self.score} is outside 0..100")
+        if self.interval is not None and not 0.0 <= self.interval[0] <= self.interval[1] <= 100.0:
+            raise ValueError(f"interval {self.interval} is not low and high within 0..100")
+
+    @property
+    def in_domain(self) -> bool:
+        """False where the model was never tried, as far as is known."""
+        return not self.out_of_domain
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dgiqa_stream.backends import BackendStatus
+from dgiqa_stream.backends import BackendStatus, Outputs
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
 from dgiqa_stream.manifest import (
     LoadedModel,
@@ -207,7 +207,7 @@ class TeacherBackend:
         self._protocol, self._on_prediction = protocol, on_prediction
         self.status = BackendStatus(f"torch:{device}", f"torch:{chosen}")
 
-    def infer(self, batch: FrameBatch) -> NDArray[np.float32]:
+    def infer(self, batch: FrameBatch) -> Outputs:
         """See :class:`dgiqa_stream.backends.Backend`; views are ``picture`` and ``depth``."""
         found = []
         pairs = zip(batch.views["picture"], batch.views["depth"], strict=True)
@@ -215,7 +215,7 @@ class TeacherBackend:
             predicted = score_picture(self._model, picture, depth[..., 0], protocol=self._protocol)
             self._on_prediction(predicted)
             found.append(predicted.score / 100)
-        return np.array(found, np.float32)
+        return Outputs(np.array(found, np.float32))
 
     def close(self) -> None:
         """Nothing to release."""

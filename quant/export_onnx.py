@@ -16,6 +16,8 @@ from torch import nn
 
 from dgiqa_stream.manifest import (
     SCHEMA,
+    DomainSpec,
+    IntervalSpec,
     ModelManifest,
     OutputSpec,
     PreprocessSpec,
@@ -96,6 +98,8 @@ def write_model(
     mapping: ScoreMapping = LINEAR,
     calibration: str = "biq2021-train-1",
     licence: str = "Apache-2.0",
+    interval: IntervalSpec | None = None,
+    domain: DomainSpec | None = None,
 ) -> ModelManifest:
     """Write ``path`` and its manifest; both appear whole or not at all."""
     _forget_origins(graph)
@@ -123,6 +127,8 @@ def write_model(
         made_by=made_by,
         history=history,
         metrics=metrics or {},
+        interval=interval,
+        domain=domain,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n"
@@ -156,4 +162,6 @@ def write_successor(
         history=[*was.history, step],
         mapping=was.output.mapping,
         calibration=was.calibration,
+        interval=was.interval,
+        domain=was.domain,
     )

@@ -37,6 +37,18 @@ class BackendStatus:
     """Why they differ, where they do."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """What the network says of each frame of a batch: finite float32 (N,), in 0..1."""
+
+    quality: NDArray[np.float32]
+    """Before the score mapping."""
+    spread: NDArray[np.float32] | None = None
+    """How uncertain the quality is; None where the manifest names no ``interval``."""
+    unfamiliar: NDArray[np.float32] | None = None
+    """How unlike the training pictures; None where the manifest names no ``domain``."""
+
+
 class Backend(Protocol):
     """An opened model. ``infer`` may be called from several threads."""
 
@@ -44,8 +56,8 @@ class Backend(Protocol):
     def status(self) -> BackendStatus:
         """What is really running."""
 
-    def infer(self, batch: FrameBatch) -> NDArray[np.float32]:
-        """The network's output for each frame, (N,), before the score mapping."""
+    def infer(self, batch: FrameBatch) -> Outputs:
+        """All outputs that the manifest names, from one run of the network."""
 
     def close(self) -> None:
         """Release the engine; calling twice is fine."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgiqa_stream.backends import BackendStatus
+from dgiqa_stream.backends import BackendStatus, Outputs
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dgiqa_stream.manifest import LoadedModel
+    from dgiqa_stream.manifest import LoadedModel, ModelManifest
     from dgiqa_stream.types import FrameBatch
 
 _FATAL_ONLY = 4  # onnxruntime's log severity
@@ -58,7 +58,7 @@ def open_model(model: LoadedModel, *, device: str, num_threads: int) -> OnnxRunt
     reason = "" if device != "auto" or active == "cuda" else "no CUDA provider in this ONNX Runtime"
     status = BackendStatus(f"onnxruntime:{device}", f"onnxruntime:{active}", reason)
     _check_inputs(session, model)
-    _check_output(session, model)
+    _check_outputs(session, model)
     return OnnxRuntimeBackend(session, model, status)
 
 
@@ -73,16 +73,24 @@ def _check_inputs(session: Any, model: LoadedModel) -> None:
         )
 
 
-def _check_output(session: Any, model: LoadedModel) -> None:
-    """The graph has the output that the manifest names, with one number for each frame."""
+def _check_outputs(session: Any, model: LoadedModel) -> None:
+    """The graph has the outputs that the manifest names, with one number for each frame."""
     found = {o.name: tuple(o.shape) for o in session.get_outputs()}
-    shape = found.get(model.manifest.output.name)
-    if shape is None or any(isinstance(n, int) and n != 1 for n in shape[1:]):
-        raise ModelError(
-            f"{model.path.name} gives {found}, its manifest says {model.manifest.output.name!r} "
-            "with one number a frame: they belong to different models; export both again with "
-            "`dgiqa-quant export`"
-        )
+    for name in _output_names(model.manifest).values():
+        shape = found.get(name)
+        if shape is None or any(isinstance(n, int) and n != 1 for n in shape[1:]):
+            raise ModelError(
+                f"{model.path.name} gives {found}, its manifest says {name!r} with one number a "
+                "frame: they belong to different models; export both again with "
+                "`dgiqa-quant export`"
+            )
+
+
+def _output_names(manifest: ModelManifest) -> dict[str, str]:
+    """Field of :class:`Outputs` to the graph's name for it, as far as the model has them."""
+    specs = {"spread": manifest.interval, "unfamiliar": manifest.domain}
+    more = {field: spec.output for field, spec in specs.items() if spec is not None}
+    return {"quality": manifest.output.name, **more}
 
 
 class OnnxRuntimeBackend:
@@ -90,7 +98,8 @@ class OnnxRuntimeBackend:
 
     def __init__(self, session: Any, model: LoadedModel, status: BackendStatus) -> None:
         self._session = session
-        self._output = model.manifest.output.name
+        names = _output_names(model.manifest)
+        self._fields, self._names = tuple(names), list(names.values())
         self._status = status
 
     @property
@@ -98,19 +107,29 @@ class OnnxRuntimeBackend:
         """What is really running."""
         return self._status
 
-    def infer(self, batch: FrameBatch) -> NDArray[np.float32]:
-        """The network's output for each frame, (N,) in 0..1."""
+    def infer(self, batch: FrameBatch) -> Outputs:
+        """See :class:`~dgiqa_stream.backends.Backend`."""
         if self._session is None:
             raise ModelError("the model is closed: open it again")
         try:
-            (output,) = self._session.run([self._output], dict(batch.views))
+            found = self._session.run(self._names, dict(batch.views))
         except Exception as exc:  # out of memory, or a device that went away
             raise ModelError(f"inference failed: {' '.join(str(exc).split())}") from exc
-        result: NDArray[np.float32] = np.asarray(output, np.float32).reshape(len(batch))
-        if not np.isfinite(result).all():
-            raise ModelError(f"the model gave {result.tolist()}: not a number for every frame")
-        return result
+        numbers = (
+            _numbers(n, output, len(batch)) for n, output in zip(self._names, found, strict=True)
+        )
+        return Outputs(**dict(zip(self._fields, numbers, strict=True)))
 
     def close(self) -> None:
         """Drop the session."""
         self._session = None
+
+
+def _numbers(name: str, output: Any, num_frames: int) -> NDArray[np.float32]:
+    """One output as float32 (N,); raises :class:`ModelError` for NaN and infinities."""
+    result: NDArray[np.float32] = np.asarray(output, np.float32).reshape(num_frames)
+    if not np.isfinite(result).all():
+        raise ModelError(
+            f"the model gave {result.tolist()} as {name!r}: not a number for every frame"
+        )
+    return result

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+import json
 import os
 import pty
 import secrets
@@ -13,12 +15,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from dgiqa_stream.backends.fake import FakeBackend
-from dgiqa_stream.manifest import LoadedModel
+from dgiqa_stream.manifest import LoadedModel, manifest_path
 from dgiqa_stream.scorer import Scorer
 
 
@@ -38,6 +40,76 @@ def peers() -> ModuleType:
 def fake_scorer(peers: ModuleType) -> Scorer:
     """Mean brightness as the score, 0 to 100; needs no model file."""
     return Scorer(LoadedModel(Path("fake.onnx"), peers.MANIFEST), FakeBackend())
+
+
+def write_sure_model(path: Path, **fields: Any) -> Path:
+    """A model of known numbers and its manifest, to which ``fields`` are added or changed.
+
+    Of its one view, 32 pixels wide and high, the mean of blue over 255 is the quality, that of red
+    the spread and that of green unfamiliar. Half an interval is 40 points times the spread, nine
+    tenths of mean opinions lie inside, and what has more than half of all green is unfamiliar.
+    """
+    onnx = pytest.importorskip("onnx")
+    made = onnx.helper
+    nodes = [
+        made.make_node("Cast", ["whole"], ["as_float"], to=onnx.TensorProto.FLOAT),
+        made.make_node("ReduceMean", ["as_float", "height_and_width"], ["colour"], keepdims=0),
+        made.make_node("Div", ["colour", "steps"], ["shares"]),
+        made.make_node(
+            "Split", ["shares"], ["spread", "unfamiliar", "quality"], axis=1, num_outputs=3
+        ),
+    ]
+    constants = [
+        made.make_tensor("height_and_width", onnx.TensorProto.INT64, [2], [1, 2]),
+        made.make_tensor("steps", onnx.TensorProto.FLOAT, [], [255.0]),
+    ]
+    views = [("whole", onnx.TensorProto.UINT8, ["N", 32, 32, 3])]
+    names = ("quality", "spread", "unfamiliar")
+    graph = made.make_graph(
+        nodes,
+        "sure",
+        [made.make_tensor_value_info(*view) for view in views],
+        [made.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["N", 1]) for n in names],
+        constants,
+    )
+    opset = made.make_opsetid("", 20)
+    model = made.make_model(graph, opset_imports=[opset], ir_version=9)
+    onnx.checker.check_model(model)
+    content = model.SerializeToString()
+    path.write_bytes(content)
+    identity_scale = {"raw": [0.0, 1.0], "score": [0.0, 100.0]}
+    manifest = {
+        "schema": "dgiqa.manifest/2",
+        "id": "sure",
+        "version": "1.0.0",
+        "precision": "fp32",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size_bytes": len(content),
+        "licence": "Apache-2.0",
+        "num_parameters": 0,
+        "preprocess": {
+            "views": [{"name": "whole", "kind": "whole", "height": 32, "width": 32}],
+            "reduction": "halved-bilinear",
+        },
+        "output": {"name": "quality", "mapping": identity_scale},
+        "calibration": "example-1",
+        "made_by": "tests/stream/conftest.py",
+        "interval": {
+            "output": "spread",
+            "mapping": {"spread": [0.0, 1.0], "points": [0.0, 40.0]},
+            "coverage": 0.9,
+        },
+        "domain": {"output": "unfamiliar", "threshold": 0.5},
+    }
+    kept = {name: value for name, value in {**manifest, **fields}.items() if value is not None}
+    manifest_path(path).write_text(json.dumps(kept), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def sure_model(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a model that says how sure it is: see :func:`write_sure_model`."""
+    return lambda **fields: write_sure_model(tmp_path / "sure.onnx", **fields)
 
 
 class CommandLine(NamedTuple):

@@ -122,9 +122,11 @@ def test_a_batch_is_its_frames(model):
     """
     backend = open_backend(model, device="cpu")
     batch = noise(model, 5)
-    together = backend.infer(batch)
+    together = backend.infer(batch).quality
     alone = [
-        backend.infer(FrameBatch({name: view[i : i + 1] for name, view in batch.views.items()}))
+        backend.infer(
+            FrameBatch({name: view[i : i + 1] for name, view in batch.views.items()})
+        ).quality
         for i in range(5)
     ]
     assert together.shape == (5,)
@@ -137,9 +139,9 @@ def test_threads_do_not_disturb_each_other(model):
     """Four threads on one backend get exactly what one thread gets."""
     backend = open_backend(model, device="cpu")
     batches = [noise(model, 1, seed) for seed in range(8)]
-    alone = [backend.infer(batch).tolist() for batch in batches]
+    alone = [backend.infer(batch).quality.tolist() for batch in batches]
     with ThreadPoolExecutor(4) as pool:
-        assert [f.tolist() for f in pool.map(backend.infer, batches)] == alone
+        assert [f.quality.tolist() for f in pool.map(backend.infer, batches)] == alone
 
 
 def test_a_closed_backend_says_so(model):
@@ -183,5 +185,5 @@ def test_the_fake_is_brightness(model):
         {v.name: np.stack([np.full(v.shape, n, np.uint8) for n in levels]) for v in views}
     )
     backend = open_backend(model, backend="fake")
-    assert backend.infer(batch) == pytest.approx([0.0, 0.2, 1.0])
+    assert backend.infer(batch).quality == pytest.approx([0.0, 0.2, 1.0])
     assert backend.status.active == "fake:cpu"

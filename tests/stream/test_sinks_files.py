@@ -47,7 +47,7 @@ def test_a_recording_reads_back_as_it_was_sent(peers: ModuleType, tmp_path: Path
 def test_csv_holds_frames_alone(peers: ModuleType, tmp_path: Path) -> None:
     """A CSV file has the promised columns and one line per frame, with numbers that read back."""
     path, factory = tmp_path / "a.csv", peers.make_factory("cam-1")
-    frame = factory.frame(peers.make_score(7, 100 / 3, in_domain=False))
+    frame = factory.frame(peers.make_score(7, 100 / 3, out_of_domain=("hdr",)))
     sink = CsvSink(path)
     for message in (factory.status("running"), frame, factory.window(peers.make_window())):
         sink.send(message)
