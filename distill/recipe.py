@@ -25,6 +25,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_validation: Annotated[int, msgspec.Meta(ge=0)]
     """Pictures held back from BIQ2021's training part to choose on."""
     seed: int
+    without_twins: bool = False
+    """Whether a student's training leaves out pictures with a twin in the validation part."""
 
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

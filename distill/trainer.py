@@ -19,6 +19,7 @@ from distill.curves import CURVES, draw_curves
 from distill.data.batch import Batch
 from distill.data.batches import BatchMaker
 from distill.data.training_data import TrainingData, open_packs
+from distill.data.twins import without_twins
 from distill.head_fit import fit_head_
 from distill.models.student import Student, load_imagenet_, load_student
 from distill.objective import Objective
@@ -62,6 +63,8 @@ def train(
         raise ValueError("training starts from a backbone or from weights: give one of them")
     folder = RunFolder(run)
     opened = open_packs(data) if isinstance(data, Path) else data
+    if recipe.data.without_twins:
+        opened = without_twins(opened)
     where = compute or make_compute("cpu", recipe.train.precision)
     fit = _Fit(recipe, opened, folder, where, num_steps)
     fit.begin(backbone, weights)

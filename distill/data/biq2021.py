@@ -7,14 +7,14 @@ held back from the official training part by a seeded draw; the test part choose
 The set has near-duplicate photographs under different names, and the draw knows names only: with
 seed 1, 39 of the first 500 validation pictures have a twin in the training part (thumbnails of
 16x16 correlate above 0.99), so SRCC on the validation part is flattered. The draw stays as it is
-because the released student was chosen on it.
+because the released student was chosen on it; ``twins_together`` draws twins as one.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +37,17 @@ class RatedPicture:
 
 
 def load_biq2021(
-    root: Path, *, num_validation: int, seed: int, missing: Missing = "refuse"
+    root: Path,
+    *,
+    num_validation: int,
+    seed: int,
+    missing: Missing = "refuse",
+    twins_together: bool = False,
 ) -> list[RatedPicture]:
     """Every picture of the set with its split: train, validation or test.
+
+    With ``twins_together`` no twin of a validation picture is left in training: another draw, by
+    :func:`distill.data.twins.draw_by_group`, for which every training picture is read.
 
     ``missing`` says what to do where a row has no file: stop, or go on without it and say so; no
     other picture changes its split. Raises ``FileNotFoundError`` naming the tables or how many
@@ -69,13 +77,26 @@ def load_biq2021(
             f"num_validation {num_validation} leaves nothing of {len(training)} training pictures: "
             "lower it in the recipe, or by --num-validation where there is none"
         )
-    held_back = np.random.default_rng(seed).choice(training, num_validation, replace=False)
+    if twins_together:
+        held_back = _drawn_by_twins(rated, training, num_validation, seed)
+    else:
+        held_back = np.random.default_rng(seed).choice(training, num_validation, replace=False)
     for i in held_back:
         rated[i] = RatedPicture(rated[i].path, rated[i].mos, "validation")
     if absent:  # after the draw: it knows no gaps
         say(f"{len(absent)} pictures of BIQ2021 have no file and are left out: {absent[0].name} …")
     gone = set(absent)
     return [picture for picture in rated if picture.path not in gone]
+
+
+def _drawn_by_twins(
+    rated: Sequence[RatedPicture], training: Sequence[int], number: int, seed: int
+) -> list[int]:
+    """The training pictures to hold back, each with its twins."""
+    from distill.data.twins import draw_by_group, thumbnails_of_files, twin_groups
+
+    groups = twin_groups(thumbnails_of_files([rated[i].path for i in training]))
+    return [training[place] for place in sorted(draw_by_group(groups.tolist(), number, seed=seed))]
 
 
 def _rows(root: Path, table: str) -> Iterator[tuple[str, float]]:

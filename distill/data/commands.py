@@ -48,6 +48,9 @@ def shards(
     missing: Annotated[
         Missing, typer.Option(help="Where a rated set's labels have no file: stop, or go on.")
     ] = "refuse",
+    twins_together: Annotated[
+        bool, typer.Option(help="Draw the validation part anew, so that no twin is in training.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
     max_left_out: Annotated[
         int, typer.Option(help="So many unreadable pictures are passed over.")
@@ -63,10 +66,14 @@ def shards(
     from distill.data.halved import clean_when_halved
     from distill.data.pseudo_mos import has_ssimulacra2
     from distill.data.shard_records import ShardSettings
+    from distill.data.twins import regrouped
 
     def load(sets: list[str] | None) -> dict[str, list[RatedItem]]:
         named = dict(name_and_folder(text) for text in sets or ())
-        return {n: load_dataset(n, root, seed=seed, missing=missing) for n, root in named.items()}
+        made = {n: load_dataset(n, root, seed=seed, missing=missing) for n, root in named.items()}
+        if not twins_together:
+            return made
+        return {name: regrouped(items, seed=seed) for name, items in made.items()}
 
     clean = {
         name: clean_when_halved(items, least_mos=halved_least_mos, number=num_halved, seed=seed)
