@@ -1,0 +1,1 @@
+"""GStreamer: the element ``dgiqaquality``, which scores raw video that passes through it."""
