@@ -7,8 +7,9 @@ A model looks at a frame in small views (:class:`ViewSpec`):
 * ``fragments``: native-resolution squares on a grid, side by side, so that blocking, blur and
   noise reach the model undiminished (after FAST-VQA, arXiv 2207.02595, section 3.1).
 
-Both are cut from the planes: no full-size RGB picture is ever made. Everything here is passive
-and thread-safe.
+Both are cut from the planes: no full-size RGB picture is ever made. A picture that says how it is
+HDR (``Planes.hdr``) is reduced as it is coded, like any other, and what is left of it tone mapped.
+Everything here is passive and thread-safe.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import numpy as np
 
+from dgiqa_stream.tone_mapping import to_sdr
 from dgiqa_stream.types import ColorMatrix, Crop, FrameBatch, Planes
 
 if TYPE_CHECKING:
@@ -260,7 +262,7 @@ def _to_rgb(cut: list[NDArray[Any]], planes: Planes) -> NDArray[np.uint8]:
     """Reduced planes, all of one size, to uint8 RGB (H, W, 3)."""
     import cv2
 
-    if planes.bit_depth > 8:
+    if planes.bit_depth > 8 or planes.hdr:
         scale = 2.0 ** (8 - planes.bit_depth)
         cut = [plane.astype(np.float32) * np.float32(scale) for plane in cut]
     if planes.is_rgb:
@@ -270,6 +272,8 @@ def _to_rgb(cut: list[NDArray[Any]], planes: Planes) -> NDArray[np.uint8]:
             neutral = np.full_like(cut[0], 128)
             cut = [cut[0], neutral, neutral]
         rgb = cv2.transform(cv2.merge(cut), rgb_matrix(planes))
+    if planes.hdr:
+        rgb = to_sdr(rgb, planes.hdr)
     if rgb.dtype == np.uint8:
         return np.ascontiguousarray(rgb)
     return np.ascontiguousarray(np.clip(np.rint(rgb), 0, 255).astype(np.uint8))

@@ -64,6 +64,21 @@ class Crop:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class HdrTags:
+    """How the samples of an HDR picture stand for light; see :mod:`dgiqa_stream.tone_mapping`."""
+
+    transfer: Literal["pq", "hlg"]
+    peak_cd_m2: float = 1000.0
+    """The brightest light that a PQ picture holds; HLG is relative and has no use for it."""
+    primaries: Literal["bt709", "p3", "bt2020"] = "bt2020"
+
+    def __post_init__(self) -> None:
+        """Refuse a peak that PQ cannot code."""
+        if not 0 < self.peak_cd_m2 <= 10_000:
+            raise ValueError(f"peak {self.peak_cd_m2} cd/m² is not above 0 and at most 10,000")
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Planes:
     """Decoded samples of one frame as stored, with the tags that give them colour.
@@ -84,6 +99,8 @@ class Planes:
     bit_depth: int = 8
     rotation: int = 0
     """Clockwise turn, in degrees, that shows the picture upright."""
+    hdr: HdrTags | None = None
+    """Where a view is to be tone mapped; None takes the samples as SDR."""
 
     def __post_init__(self) -> None:
         """Refuse samples that do not form a picture."""
@@ -119,7 +136,11 @@ class Planes:
         """Shapes and tags, not samples."""
         shapes = "+".join("x".join(map(str, s.shape)) for s in self.samples)
         span = "full" if self.full_range else "limited"
-        return f"Planes({shapes}, {self.bit_depth} bit, {self.matrix}, {span}, rot {self.rotation})"
+        light = f", {self.hdr.transfer}" if self.hdr else ""
+        return (
+            f"Planes({shapes}, {self.bit_depth} bit, {self.matrix}, {span}, "
+            f"rot {self.rotation}{light})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +292,10 @@ class WindowScore:
     headline: str
     """Name of the pooled value to look at first."""
     params: Mapping[str, float] = field(default_factory=dict)
+    in_domain_share: float | None = None
+    """Share of the scored time, 0..1, whose frames are in domain; the others are pooled all the same.
+    None where nothing was scored.
+    """
 
     @property
     def score(self) -> float | None:
