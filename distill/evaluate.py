@@ -6,6 +6,7 @@ Every figure goes through the runtime's own scorer, from files as a user has the
 from __future__ import annotations
 
 import io
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -189,6 +190,18 @@ def difference(scores: NDArray[np.float64], reference: NDArray[np.float64]) -> d
         "p99_points": round(float(np.percentile(gap, 99)), 3),
         "max_points": round(float(gap.max()), 3),
         "srcc": round(srcc(scores, reference), 5),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The computer that figures come from."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "num_cores": os.cpu_count(),
+        "system": platform.system(),
     }
 
 

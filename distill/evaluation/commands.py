@@ -1,10 +1,10 @@
-"""``pictures``, ``clips`` and ``table``: evaluation from the command line."""
+"""``pictures``, ``clips``, ``robustness`` and ``table``: evaluation from the command line."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -149,14 +149,101 @@ def clips(
 
 
 @app.command()
+def robustness(
+    model: Annotated[str, typer.Argument(help="Shipped name or .onnx.")] = "student",
+    *,
+    pristine: Annotated[list[Path], typer.Option(help="Folder of clean pictures; repeat it.")],
+    output: Output,
+    full_size: Annotated[
+        Path | None, typer.Option(help="Folder of unseen pictures that hold 1080p windows.")
+    ] = None,
+    biq2021: Annotated[Path | None, typer.Option(help="Folder of BIQ2021, for validation.")] = None,
+    recipe: Annotated[Path, typer.Option(help="Its data seeds give BIQ2021's validation.")] = Path(
+        "configs/distill/student.toml"
+    ),
+    unseen: Annotated[
+        list[str] | None, typer.Option(help="A degradation that training never saw; repeat it.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Judge this degradation alone; repeat it.")
+    ] = None,
+    contents: Annotated[int, typer.Option(min=1, help="Unseen pictures.")] = 24,
+    contents_per_kind: Annotated[int, typer.Option(min=1, help="For each degradation.")] = 12,
+    scenes: Annotated[int, typer.Option(min=1, help="Static scenes.")] = 6,
+) -> None:
+    """Ladders, stability, familiarity and intervals: what decides whether a student ships.
+
+    Ten minutes on one core. Interrupt it at will: the same command goes on where it stopped.
+    """
+    from datetime import UTC, datetime
+
+    from dgiqa_stream.scorer import load_scorer
+    from distill.evaluate import machine
+    from distill.evaluation.finished import FinishedParts
+    from distill.evaluation.robustness import RobustnessRequest, judge_robustness
+    from distill.evaluation.tables import markdown, read_result, write_result
+    from distill.recipe import load_recipe
+
+    drawn = load_recipe(recipe).data if biq2021 else None
+    request = RobustnessRequest(
+        pristine=tuple(pristine),
+        full_size=full_size,
+        biq2021=biq2021,
+        num_validation=drawn.num_validation if drawn else 0,
+        seed=drawn.seed if drawn else 0,
+        num_contents=contents,
+        contents_per_kind=contents_per_kind,
+        num_scenes=scenes,
+        kinds=tuple(kind) if kind else None,
+        unseen=tuple(unseen or ()),
+    )
+    with load_scorer(model) as scorer:
+        found = judge_robustness(scorer, request, result=output)
+    made = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), **found}
+    write_result(made, output, command=command_line())
+    FinishedParts(output).forget()
+    typer.echo(markdown(read_result(output)))
+
+
+@app.command()
 def table(
-    results: Annotated[list[Path], typer.Argument(help="JSON of `pictures` or `clips`.")],
+    results: Annotated[
+        list[Path], typer.Argument(help="JSON of `pictures`, `clips` or `robustness`.")
+    ],
+    *,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="A page whose tables of floors are made anew, of these results."),
+    ] = None,
 ) -> None:
     """The markdown tables of results, one set after the other."""
     from distill.evaluation.tables import markdown, read_result
 
+    if into is not None:
+        _write_tables(into, results)
+        return
     for result in results:
         typer.echo(markdown(read_result(result)))
+
+
+def _write_tables(page: Path, results: list[Path]) -> None:
+    from distill.data.shards import whole_or_none
+    from distill.evaluation.floors import with_tables
+    from distill.evaluation.tables import read_result
+
+    by_name = {path.name: path for path in results}
+
+    def read(name: str) -> dict[str, Any]:
+        if name not in by_name:
+            raise ConfigError(f"{page.name} has a table of {name}: give that file, too")
+        result = read_result(by_name[name])
+        if result["kind"] != "robustness":
+            raise ConfigError(f"{name} has no floors: it is of `judge {result['kind']}`")
+        return result
+
+    made = with_tables(page.read_text(encoding="utf-8"), read)
+    with whole_or_none(page) as partial:
+        partial.write_text(made, encoding="utf-8")
 
 
 def _about(scorer: Scorer) -> dict[str, str]:

@@ -14,6 +14,7 @@ from dgiqa_stream.errors import ConfigError
 from distill.data.datasets import RatedItem
 from distill.data.label_files import HOW_TO_GO_ON, Missing
 from distill.evaluate import provenance
+from distill.evaluation.floors import floors_table
 from distill.say import say
 
 _REQUIRED = ("path", "mos")
@@ -147,7 +148,29 @@ def _clips(result: Mapping[str, Any]) -> list[str]:
     return lines + _left_out(result)
 
 
-_MARKDOWN = {"pictures": _pictures, "clips": _clips}
+def _robustness(result: Mapping[str, Any]) -> list[str]:
+    """The floors, then every ladder: those say where a share comes from."""
+    sections = result["sections"]
+    found = {
+        **sections.get("codecs", {}).get("by_codec", {}),
+        **sections.get("degradations", {}).get("by_kind", {}),
+    }
+    lines = [f"**{result['model']['id']}** {result['model']['version']}, 95 % intervals", ""]
+    lines += [floors_table([result])]
+    if found:
+        heads = ["ladder", "in training", "contents", "steps falling", "drop, points"]
+        lines += _table(heads, [_fall(name, row) for name, row in found.items()])
+    return lines + [f"Not measured: {name}: {why}." for name, why in result["left_out"].items()]
+
+
+def _fall(name: str, row: Mapping[str, Any]) -> list[str]:
+    seen = {True: "yes", False: "no", None: ""}[row["in_training"]]
+    share = row["share_falling"]
+    shown = f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    return [name, seen, str(row["num_contents"]), shown, f"{row['drop_points']['value']:.1f}"]
+
+
+_MARKDOWN = {"pictures": _pictures, "clips": _clips, "robustness": _robustness}
 _HEADS = ["n", "SRCC", "PLCC (logistic 4)", "PLCC (logistic 5)", "KRCC", "RMSE (logistic 5)"]
 
 
