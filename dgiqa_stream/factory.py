@@ -114,7 +114,7 @@ class MessageFactory:
             **self._envelope("frame"),
             frame=_frame_part(score),
             time=_time_part(score),
-            quality=msg.QualityPart(score.score, msg.finite(score.raw), score.in_domain),
+            quality=self._quality(score),
             sampling=self._sampling,
             drops=_drops_part(counts or {}),
             model=self._model,
@@ -207,6 +207,17 @@ class MessageFactory:
             height=height,
         )
 
+    def _quality(self, score: FrameScore) -> msg.QualityPart:
+        spec = self._manifest.interval if score.interval else None
+        return msg.QualityPart(
+            score=score.score,
+            raw=msg.finite(score.raw),
+            in_domain=score.in_domain,
+            interval=score.interval,
+            interval_coverage=spec.coverage if spec else None,
+            out_of_domain=list(score.out_of_domain),
+        )
+
     def _envelope(self, kind: str) -> dict[str, Any]:
         with self._lock:
             seq = self._sent[kind]
@@ -248,6 +259,7 @@ class MessageFactory:
             "params": msg.finite(dict(score.params)),
             "headline": score.headline,
             "model": self._model,
+            "in_domain_share": msg.finite(score.in_domain_share),
         }
 
 

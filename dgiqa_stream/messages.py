@@ -56,6 +56,13 @@ class QualityPart(msgspec.Struct, frozen=True):
     score: Score
     raw: float | None
     in_domain: bool
+    """Whether ``out_of_domain`` is empty."""
+    interval: tuple[Score, Score] | None = None
+    """Low and high; null where the model does not say how sure it is."""
+    interval_coverage: Share | None = None
+    """Share of pictures whose mean opinion lies in such an interval."""
+    out_of_domain: list[str] = []
+    """``hdr``, ``unfamiliar``, ``flat``; reasons may be added."""
 
 
 class SamplingPart(msgspec.Struct, frozen=True):
@@ -190,6 +197,8 @@ class _Pooled(_Envelope, frozen=True, kw_only=True):
     headline: str
     """The name in ``pool`` to look at first; empty where nothing was pooled."""
     model: ModelPart
+    in_domain_share: Share | None = None
+    """Of the scored time; null where nothing was scored, or from a sender that does not tell."""
 
     @property
     def score(self) -> float | None:

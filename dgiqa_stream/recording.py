@@ -7,7 +7,7 @@ frame, ``{"path", "index", "pts_seconds", "score", ..}``, or per still, ``{"path
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -31,11 +31,20 @@ class FrameRow:
     index: int | None = None
     pts_seconds: float | None = None
     """None for a still."""
-    in_domain: bool = True
+    interval: tuple[float, float] | None = None
+    """Low and high, 0..100."""
+    interval_coverage: float | None = None
+    out_of_domain: tuple[str, ...] = ()
+    """Why to read the score with care."""
     corrupt: bool = False
     discontinuity: bool = False
     num_dropped: int = 0
     """Frames of the stream dropped unscored until then, for being late."""
+
+    @property
+    def in_domain(self) -> bool:
+        """Whether nothing is known against the score."""
+        return not self.out_of_domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,9 @@ class _Line(msgspec.Struct):
     index: int | None = None
     pts_seconds: float | None = None
     in_domain: bool = True
+    interval_low: float | None = None
+    interval_high: float | None = None
+    out_of_domain: tuple[str, ...] = ()
     corrupt: bool = False
     discontinuity: bool = False
     error: object = None
@@ -183,6 +195,7 @@ def as_window_score(message: wire.WindowMessage | wire.FinalMessage) -> WindowSc
         pool=message.pool,
         headline=message.headline,
         params={name: value for name, value in message.params.items() if value is not None},
+        in_domain_share=message.in_domain_share,
     )
 
 
@@ -249,7 +262,8 @@ class _Reader:
                 score=row.score,
                 index=row.index,
                 pts_seconds=row.pts_seconds,
-                in_domain=row.in_domain,
+                interval=_interval(row),
+                out_of_domain=_reasons(row.out_of_domain, in_domain=row.in_domain),
                 corrupt=row.corrupt,
                 discontinuity=row.discontinuity,
             )
@@ -262,12 +276,29 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         yield line
 
 
+def _interval(row: _Line) -> tuple[float, float] | None:
+    low, high = row.interval_low, row.interval_high
+    if low is None or high is None:
+        return None
+    if not 0.0 <= low <= high <= 100.0:
+        raise ValueError(f"interval {low} to {high} does not lie within 0..100")
+    return low, high
+
+
+def _reasons(named: Iterable[str], *, in_domain: bool) -> tuple[str, ...]:
+    """Those that are named; a sender that does not name any yet knows of HDR alone."""
+    return tuple(named) or (() if in_domain else ("hdr",))
+
+
 def _frame_row(message: wire.FrameMessage) -> FrameRow:
+    quality = message.quality
     return FrameRow(
-        score=message.quality.score,
+        score=quality.score,
         index=message.frame.index,
         pts_seconds=message.frame.pts_seconds,
-        in_domain=message.quality.in_domain,
+        interval=quality.interval,
+        interval_coverage=quality.interval_coverage,
+        out_of_domain=_reasons(quality.out_of_domain, in_domain=quality.in_domain),
         corrupt=message.frame.corrupt,
         discontinuity=message.frame.discontinuity,
         num_dropped=message.drops.queue + message.drops.stale,

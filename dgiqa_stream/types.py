@@ -293,8 +293,8 @@ class WindowScore:
     """Name of the pooled value to look at first."""
     params: Mapping[str, float] = field(default_factory=dict)
     in_domain_share: float | None = None
-    """Share of the scored time, 0..1, whose frames are in domain; the others are pooled all the same.
-    None where nothing was scored.
+    """Share of the scored time, 0..1, whose frames are in domain; None where nothing was scored.
+    The others are pooled all the same.
     """
 
     @property

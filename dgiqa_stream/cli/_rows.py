@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from dgiqa_stream.manifest import ModelManifest
     from dgiqa_stream.types import FrameScore, WindowScore
 
-STILL_COLUMNS = ("path", "score")
+_SURENESS = ("interval_low", "interval_high", "out_of_domain")
+STILL_COLUMNS = ("path", "score", *_SURENESS)
 VIDEO_COLUMNS = (
     "path",
     "index",
@@ -31,6 +32,7 @@ VIDEO_COLUMNS = (
     "corrupt",
     "width",
     "height",
+    *_SURENESS,
 )
 _DIGITS = 4
 
@@ -48,19 +50,31 @@ class InputResult:
     """Name of the pooled value to look at first; empty where nothing was pooled."""
     coverage: float = 0.0
     """Share of the input's time, 0..1, that scored frames account for."""
+    in_domain_share: float | None = None
+    """Share of the scored time, 0..1, whose frames are in domain."""
+    last: FrameScore | None = None
+    """The last frame's; of a picture, the only one."""
     error: str | None = None
 
     def take(self, session: WindowScore) -> None:
         """Keep what all frames pool to."""
         self.pooled, self.headline = session.pool, session.headline
-        self.coverage = session.coverage
+        self.coverage, self.in_domain_share = session.coverage, session.in_domain_share
 
     def beside_the_mean(self) -> str:
-        """The headline and the worst 5 %, for people; empty for a picture."""
+        """For people: the headline and the worst 5 %, or how sure the score of a picture is."""
         shown = ((self.headline, self.headline), ("worst 5 %", "low5"))
         values = [(label, self.pooled.get(name)) for label, name in shown]
         told = "".join(f"  {label} {value:.1f}" for label, value in values if value is not None)
-        return told if self.num_frames > 1 else ""
+        alone = self.last.interval if self.last and self.num_frames == 1 else None
+        return told if self.num_frames > 1 else interval_text(alone)
+
+    def out_of_domain_text(self) -> str:
+        """For people: how much is out of domain, and a picture's reasons; empty for nothing."""
+        share = 1.0 if self.in_domain_share is None else self.in_domain_share
+        if self.last is not None and self.num_frames == 1 and not self.last.in_domain:
+            return f", out of domain: {' '.join(self.last.out_of_domain)}"
+        return f", {100 * (1 - share):.3g} % out of domain" if share < 1 else ""
 
     @property
     def mean(self) -> float | None:
@@ -81,9 +95,15 @@ class RowWriter(Protocol):
         """Everything is scored, or all that there will be."""
 
 
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """Such as `` [64-78]``; empty where there is none."""
+    return "" if interval is None else " [{:.0f}-{:.0f}]".format(*interval)
+
+
 def row_of(path: str, score: FrameScore) -> dict[str, Any]:
     """A frame's row under the video header."""
     info = score.info
+    low, high = score.interval or (None, None)
     return {
         "path": path,
         "index": info.index,
@@ -95,6 +115,9 @@ def row_of(path: str, score: FrameScore) -> dict[str, Any]:
         "corrupt": info.corrupt,
         "width": info.width,
         "height": info.height,
+        "interval_low": None if low is None else round(low, _DIGITS),
+        "interval_high": None if high is None else round(high, _DIGITS),
+        "out_of_domain": list(score.out_of_domain),
     }
 
 
@@ -114,7 +137,8 @@ class CsvRows:
         """One row, complete on disk when this returns."""
         row = row_of(path, score)
         flags = {key: int(value) for key, value in row.items() if isinstance(value, bool)}
-        self._writer.writerow({**row, **flags})
+        reasons = {"out_of_domain": " ".join(row["out_of_domain"])}
+        self._writer.writerow({**row, **flags, **reasons})
         self._out.flush()
 
     def failed(self, path: str, error: str) -> None:
@@ -161,7 +185,9 @@ class PooledRows:
 
         self._out, self._names = out, pooler_names(settings)
         self._writer = csv.writer(out, lineterminator="\n")
-        self._writer.writerow(["path", "num_frames", "coverage", "headline", *self._names])
+        self._writer.writerow(
+            ["path", "num_frames", "coverage", "headline", *self._names, "in_domain_share"]
+        )
         self._out.flush()
 
     def frame(self, path: str, score: FrameScore) -> None:
@@ -175,9 +201,9 @@ class PooledRows:
         for result in results:
             pooled = _rounded(result.pooled)
             values = [pooled.get(name) for name in self._names]
-            coverage = round(result.coverage, _DIGITS)
+            coverage, share = round(result.coverage, _DIGITS), _rounded_share(result)
             self._writer.writerow(
-                [result.path, result.num_frames, coverage, result.headline, *values]
+                [result.path, result.num_frames, coverage, result.headline, *values, share]
             )
         self._out.flush()
 
@@ -203,6 +229,7 @@ class JsonDocument:
 
     def finish(self, results: list[InputResult], *, interrupted: bool) -> None:
         """Write the document; an interrupted one says so."""
+        interval = self._model.interval
         json.dump(
             {
                 "version": package_version(),
@@ -211,6 +238,7 @@ class JsonDocument:
                     "version": self._model.version,
                     "precision": self._model.precision,
                     "sha256": self._model.sha256,
+                    "interval_coverage": interval.coverage if interval else None,
                 },
                 "settings": self._settings,
                 "complete": not interrupted,
@@ -225,6 +253,7 @@ class JsonDocument:
                         "pooled": _rounded(r.pooled),
                         "headline": r.headline,
                         "coverage": round(r.coverage, _DIGITS),
+                        "in_domain_share": _rounded_share(r),
                         "error": r.error,
                     }
                     for r in results
@@ -259,6 +288,11 @@ def pool_frames(scores: list[float]) -> dict[str, float | None]:
 
 def _rounded(pool: Mapping[str, float | None]) -> dict[str, float | None]:
     return {k: None if v is None else round(v, _DIGITS) for k, v in pool.items()}
+
+
+def _rounded_share(result: InputResult) -> float | None:
+    share = result.in_domain_share
+    return None if share is None else round(share, _DIGITS)
 
 
 def open_output(path: str) -> TextIO:

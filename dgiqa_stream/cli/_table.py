@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from dgiqa_stream import wire
+from dgiqa_stream.cli._rows import interval_text
 
 _REDRAW_SECONDS = 0.25
 _LINE_SECONDS = 5.0
@@ -29,6 +30,8 @@ class _Row:
     state: str = "-"
     time_seconds: float | None = None
     score: float | None = None
+    interval: tuple[float, float] | None = None
+    out_of_domain: tuple[str, ...] = ()
     ewma: float | None = None
     low5: float | None = None
     session: float | None = None
@@ -79,7 +82,9 @@ class LiveTable:
         with self._lock:
             row = self._rows.setdefault(message.stream, _Row())
             if isinstance(message, wire.FrameMessage):
-                row.time_seconds, row.score = message.frame.pts_seconds, message.quality.score
+                quality = message.quality
+                row.time_seconds, row.score = message.frame.pts_seconds, quality.score
+                row.interval, row.out_of_domain = quality.interval, tuple(quality.out_of_domain)
                 row.dropped = message.drops.queue + message.drops.stale
             elif isinstance(message, wire.WindowMessage):
                 if message.window.len_s >= 10 or row.ewma is None:
@@ -128,12 +133,12 @@ class LiveTable:
         for stream, row in rows:
             filled = round((row.score or 0.0) / 100 * _BAR)
             bar = "█" * filled + "░" * (_BAR - filled) if row.score is not None else ""
-            word = "" if row.score is None else f" {word_for(row.score)}"
+            word = f" {_judged(row, '!')}"
             table.add_row(
                 stream,
                 row.state,
                 _number(row.time_seconds, " s"),
-                _number(row.score) + word,
+                _number(row.score) + interval_text(row.interval) + word,
                 bar,
                 _number(row.ewma),
                 _number(row.low5),
@@ -148,10 +153,18 @@ def _number(value: float | None, unit: str = "") -> str:
     return "-" if value is None else f"{value:.1f}{unit}"
 
 
+def _judged(row: _Row, odd: str) -> str:
+    """The score's word, or, after ``odd``, why it deserves none."""
+    if row.score is None:
+        return ""
+    return f"{odd} {' '.join(row.out_of_domain)}" if row.out_of_domain else word_for(row.score)
+
+
 def _as_line(row: _Row) -> str:
-    word = "" if row.score is None else f" ({word_for(row.score)})"
+    score = _number(row.score) + interval_text(row.interval)
+    score += "" if row.score is None else f" ({_judged(row, 'out of domain:')})"
     return (
-        f"{row.state}, {_number(row.time_seconds, ' s')}: score {_number(row.score)}{word}, "
+        f"{row.state}, {_number(row.time_seconds, ' s')}: score {score}, "
         f"ewma {_number(row.ewma)}, worst 5 % {_number(row.low5)}, "
         + ("" if row.session is None else f"session {_number(row.session)}, ")
         + f"{row.dropped} lost"

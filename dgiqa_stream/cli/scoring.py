@@ -202,6 +202,7 @@ class _Run:
                 writer.frame(result.path, scored)
                 pooling.add(scored)
                 result.num_frames += 1
+                result.last = scored
                 result.num_corrupt += scored.info.corrupt
                 progress.scored(scored.info.pts_seconds)
         if not result.num_frames:
@@ -248,6 +249,7 @@ def _verdict(results: list[InputResult], fail_under: float | None, quiet: bool) 
         if mean is not None and not quiet:
             frames = shared.counted(result.num_frames, "frame")
             frames += f", {result.num_corrupt} corrupt" if result.num_corrupt else ""
+            frames += result.out_of_domain_text()
             shared.say(f"{result.path}: {mean:.1f}{result.beside_the_mean()}  ({frames})")
         if mean is not None and fail_under is not None and mean < fail_under:
             shared.say(f"{result.path}: mean {mean:.2f} is below --fail-under {fail_under:g}")

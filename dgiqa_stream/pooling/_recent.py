@@ -26,6 +26,7 @@ class Hold(NamedTuple):
     score: float
     fresh: bool
     """The stream's clock jumped just before."""
+    in_domain: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +36,13 @@ class Stretch:
     holds: Holds
     fresh: NDArray[np.bool_]
     """The stream's clock jumped just before, (N,)."""
+    in_domain: NDArray[np.bool_]
+    """Nothing is known against the score, (N,)."""
+
+    @property
+    def in_domain_seconds(self) -> float:
+        """For how long the scores that are in domain were held."""
+        return float(self.holds.weights @ self.in_domain)
 
     def between(self, begin: float, end: float) -> Stretch:
         """The holds within [begin, end), cut at both."""
@@ -46,7 +54,7 @@ class Stretch:
             np.minimum(self.holds.end_seconds[part], end),
             self.holds.score[part],
         )
-        return Stretch(cut, self.fresh[part])
+        return Stretch(cut, self.fresh[part], self.in_domain[part])
 
     def feed(self, poolers: PoolerSet) -> None:
         """Give the holds to poolers, and tell them of jumps."""
@@ -66,7 +74,7 @@ class Recent:
     """A queue of holds. Appending is O(1), and so is dropping the oldest, in the long run."""
 
     def __init__(self) -> None:
-        self._columns = np.empty((4, _FIRST_ROOM))
+        self._columns = np.empty((len(Hold._fields), _FIRST_ROOM))
         self._first, self._last = 0, 0
 
     def __len__(self) -> int:
@@ -87,8 +95,8 @@ class Recent:
 
     def stretch(self) -> Stretch:
         """All of them, as views that nothing will write to."""
-        begin, end, score, fresh = self._columns[:, self._first : self._last]
-        return Stretch(Holds(begin, end, score), fresh > 0)
+        begin, end, score, fresh, in_domain = self._columns[:, self._first : self._last]
+        return Stretch(Holds(begin, end, score), fresh > 0, in_domain > 0)
 
     def clear(self) -> None:
         """Drop all; their views stay as they are."""
@@ -97,6 +105,6 @@ class Recent:
     def _make_room(self) -> None:
         # never in place: views of the old columns may be in use
         kept = self._columns[:, self._first : self._last]
-        self._columns = np.empty((4, max(_FIRST_ROOM, 2 * kept.shape[1])))
+        self._columns = np.empty((len(kept), max(_FIRST_ROOM, 2 * kept.shape[1])))
         self._columns[:, : kept.shape[1]] = kept
         self._first, self._last = 0, kept.shape[1]

@@ -34,6 +34,8 @@ class TemporalPooling:
     ``expected_frames`` are of the nominal length all the same, so that such a window is valid from
     half its length on. The same holds for windows that ``finish`` cuts short.
 
+    Frames out of domain are pooled like all others; ``in_domain_share`` is what the others hold.
+
     A jump of the stream's clock clears the memory of ``ewma`` and ``hysteresis``.
 
     Memory is bounded by the frames of the longest window; the session keeps sums, and what needs
@@ -108,7 +110,7 @@ class TemporalPooling:
     def _as_hold(self, score: FrameScore, *, until: float) -> Hold:
         begin = score.info.pts_seconds
         end = min(until, begin + self._settings.max_hold_seconds)
-        return Hold(begin, end, score.score, score.info.discontinuity)
+        return Hold(begin, end, score.score, score.info.discontinuity, score.in_domain)
 
     def _hold(self, score: FrameScore, *, until: float) -> None:
         hold = self._as_hold(score, until=until)
@@ -148,7 +150,8 @@ class TemporalPooling:
         part = stretch.between(begin, until)
         poolers = PoolerSet(self._settings)
         part.feed(poolers)
-        coverage = min(1.0, float(part.holds.weights.sum()) / length)
+        covered_seconds = float(part.holds.weights.sum())
+        coverage = min(1.0, covered_seconds / length)
         starts = stretch.holds.begin_seconds
         shown = starts.searchsorted([begin - INSTANT_SECONDS, until - INSTANT_SECONDS])
         return WindowScore(
@@ -165,6 +168,7 @@ class TemporalPooling:
             pool=poolers.values(),
             headline=WINDOW_HEADLINE,
             params=self._params,
+            in_domain_share=_share(part.in_domain_seconds, covered_seconds),
         )
 
     def _session_score(self, session: _Session, end: float) -> WindowScore:
@@ -185,7 +189,12 @@ class TemporalPooling:
             pool=session.poolers.values(),
             headline=SESSION_HEADLINE,
             params=self._params,
+            in_domain_share=_share(session.in_domain_seconds, session.covered_seconds),
         )
+
+
+def _share(in_domain_seconds: float, covered_seconds: float) -> float | None:
+    return min(1.0, in_domain_seconds / covered_seconds) if covered_seconds else None
 
 
 class _Session:
@@ -194,13 +203,14 @@ class _Session:
     def __init__(self, settings: PoolingSettings) -> None:
         self.poolers = PoolerSet(settings)
         self.num_frames = 0
-        self.covered_seconds = 0.0
+        self.covered_seconds = self.in_domain_seconds = 0.0
         self.end_seconds: float | None = None
         self._waiting = Recent()
 
     def add(self, hold: Hold) -> None:
         self.num_frames += 1
         self.covered_seconds += hold.end - hold.begin
+        self.in_domain_seconds += (hold.end - hold.begin) * hold.in_domain
         self.end_seconds = hold.end
         self._waiting.append(hold)
         if len(self._waiting) >= _MAX_WAITING:

@@ -17,6 +17,7 @@ from dgiqa_stream.errors import SinkError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from dgiqa_stream.report._story import Array, Story
 
@@ -27,6 +28,7 @@ PALETTE: Mapping[str, str] = MappingProxyType(
         "line": "#dde2e8",
         "accent": "#1f6feb",
         "soft": "#8fb8f5",
+        "sure": "#a9c6a4",
         "gap": "#c9ced6",
         "drop": "#e8a33d",
         "bad": "#c93c37",
@@ -105,10 +107,11 @@ def draw_curve(axes: Axes, story: Story) -> None:
         axes.axvspan(begin, end, color=PALETTE["gap"], alpha=0.45, lw=0, label="no score")
     for begin, end in story.drops:
         axes.axvspan(begin, end, color=PALETTE["drop"], alpha=0.35, lw=0, label="frames dropped")
+    _draw_intervals(axes, story)
     if len(story.score) > _MOST_POINTS:
         _draw_band(axes, story)
     else:
-        x, y = _steps(story)
+        x, y = _steps(story, story.score)
         is_alone = not story.trend
         color = PALETTE["accent"] if is_alone else PALETTE["soft"]
         axes.plot(x, y, color=color, lw=1.3 if is_alone else 0.9, label="frame score")
@@ -168,14 +171,19 @@ def _draw_trend(axes: Axes, story: Story) -> None:
     )
 
 
-def _draw_band(axes: Axes, story: Story) -> None:
-    first, last = story.begin_seconds[0], story.end_seconds[-1]
-    edges = np.linspace(first, last, _MOST_POINTS + 1)
+def _stretches(story: Story) -> tuple[Array, NDArray[np.intp], NDArray[np.bool_], NDArray[np.intp]]:
+    """As many even stretches of time as are drawn: their middles, the first frame of each that has
+    any, which have any, and how many frames each has.
+    """
+    edges = np.linspace(story.begin_seconds[0], story.end_seconds[-1], _MOST_POINTS + 1)
     starts = np.searchsorted(story.begin_seconds, edges[:-1])
     counts = np.diff(np.append(starts, len(story.score)))
     filled = counts > 0
-    at = starts[filled]
-    middle = (edges[:-1] + edges[1:]) / 2
+    return (edges[:-1] + edges[1:]) / 2, starts[filled], filled, counts
+
+
+def _draw_band(axes: Axes, story: Story) -> None:
+    middle, at, filled, counts = _stretches(story)
     low, high, mean = (np.full(_MOST_POINTS, np.nan) for _ in range(3))
     low[filled] = np.minimum.reduceat(story.score, at)
     high[filled] = np.maximum.reduceat(story.score, at)
@@ -187,10 +195,33 @@ def _draw_band(axes: Axes, story: Story) -> None:
         axes.plot(middle, mean, color=PALETTE["accent"], lw=1.2, label="frame scores, mean")
 
 
-def _steps(story: Story) -> tuple[Array, Array]:
-    """Each score from its begin to its end, and a break where the next does not follow."""
+def _draw_intervals(axes: Axes, story: Story) -> None:
+    """Where mean opinions are likely to lie; of many frames, the mean of each stretch's bounds."""
+    if not np.isfinite(story.interval).any():
+        return
+    label = interval_label(story)
+    if len(story.score) <= _MOST_POINTS:
+        x, low = _steps(story, story.interval[0])
+        high = _steps(story, story.interval[1])[1]
+    else:
+        x, at, filled, counts = _stretches(story)
+        low, high = (np.full(_MOST_POINTS, np.nan) for _ in range(2))
+        low[filled], high[filled] = (
+            np.add.reduceat(bound, at) / counts[filled] for bound in story.interval
+        )
+    axes.fill_between(x, low, high, color=PALETTE["sure"], alpha=0.35, lw=0, label=label)
+
+
+def interval_label(story: Story) -> str:
+    """Such as ``90 % interval``."""
+    coverage = story.interval_coverage
+    return "interval" if coverage is None else f"{100 * coverage:g} % interval"
+
+
+def _steps(story: Story, values: Array) -> tuple[Array, Array]:
+    """Each value from its begin to its end, and a break where the next does not follow."""
     x = np.stack([story.begin_seconds, story.end_seconds, story.end_seconds], axis=1)
-    y = np.repeat(story.score[:, None], 3, axis=1)
+    y = np.repeat(values[:, None], 3, axis=1)
     follows = np.append(story.begin_seconds[1:] - story.end_seconds[:-1] < 1e-6, True)
     y[~follows[: len(y)], 2] = np.nan
     return x.ravel(), y.ravel()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dgiqa_stream.report._charts import PALETTE, clock, curve_svg, histogram_svg
+from dgiqa_stream.report._charts import PALETTE, clock, curve_svg, histogram_svg, interval_label
 from dgiqa_stream.report._markup import (
     bar,
     card,
@@ -27,7 +27,7 @@ from dgiqa_stream.report._pictures import Picture, worst_pictures
 from dgiqa_stream.report._story import Story, tell
 
 if TYPE_CHECKING:
-    from dgiqa_stream.recording import Recording, Track
+    from dgiqa_stream.recording import FrameRow, Recording, Track
     from dgiqa_stream.types import WindowScore
 
 _MOST_SECTIONS = 24
@@ -175,11 +175,11 @@ def _track_notes(story: Story) -> list[str]:
         notes.append("The recording ends without a summary; values are pooled from its frames.")
     if track.final is not None and track.final.error is not None:
         notes.append(f"Ended with an error: {track.final.error.detail}")
-    num_odd = sum(not f.in_domain for f in track.frames)
-    if num_odd:
+    if story.out_of_domain_share:
+        reasons = ", ".join(f"{r} {100 * s:.3g} %" for r, s in story.out_of_domain.items())
         notes.append(
-            f"{num_odd} of {len(track.frames)} frames are of a kind the model was not tried on "
-            "(such as HDR): read their scores with care."
+            f"{100 * story.out_of_domain_share:.3g} % of the scored time is of a kind that the "
+            f"model was not tried on ({reasons}): it is pooled with the rest; read it with care."
         )
     if track.frames and not story.session.valid:
         notes.append("Less than half of the time has a score.")
@@ -204,6 +204,8 @@ def _tiles(story: Story) -> str:
     ]
     if track.path is None:
         tiles.append(("dropped", f"{dropped:,}"))
+    if story.out_of_domain_share:
+        tiles.append(("out of domain", f"{100 * story.out_of_domain_share:.3g} %"))
     small = "".join(
         f'<div class="tile"><span class="label">{label}</span><span class="value">{value}</span>'
         "</div>"
@@ -220,6 +222,7 @@ def _curve(story: Story, key: str) -> str:
         window = story.trend[0]
         legend.append(("accent", f"{window.length_seconds:g} s window, {window.headline}"))
     legend.append(("dash", f"session, {story.session.headline}"))
+    legend += [("sure", interval_label(story))] if np.isfinite(story.interval).any() else []
     legend += [("gap", "no score")] if story.gaps else []
     legend += [("drop", "frames dropped")] if story.drops else []
     legend += [("bad", "corrupt frame")] if len(story.corrupt_seconds) else []
@@ -288,7 +291,7 @@ def _stills_section(stills: list[Story]) -> str:
     chart = histogram_svg(
         scores, np.ones(len(scores)), "pictures", key="s", width_inches=4.4, height_inches=2.9
     )
-    rows = [[escape(s.track.name), meter(s.track.frames[0].score)] for s in ranked]
+    rows = [[escape(s.track.name), _still_cell(s.track.frames[0])] for s in ranked]
     cards = []
     for story in ranked[:6]:
         pictures, _ = worst_pictures(story.track)
@@ -302,6 +305,13 @@ def _stills_section(stills: list[Story]) -> str:
         f"<div><h3>Scores</h3>{table(['', 'score'], rows, 'overview tall')}</div></div>"
         f"{shown}</section>"
     )
+
+
+def _still_cell(row: FrameRow) -> str:
+    interval = "" if row.interval is None else "{:.0f} to {:.0f}".format(*row.interval)
+    reasons = "" if row.in_domain else f"out of domain: {' '.join(row.out_of_domain)}"
+    told = "; ".join(filter(None, (interval, reasons)))
+    return meter(row.score) + (f"<small>{escape(told)}</small>" if told else "")
 
 
 # How it was made ------------------------------------------------------------------------------

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from dgiqa_stream.config import PoolingSettings
 from dgiqa_stream.pooling import TemporalPooling
 from dgiqa_stream.recording import FrameRow, Track, as_window_score
-from dgiqa_stream.types import FrameInfo, FrameScore, WindowScore
+from dgiqa_stream.types import FrameInfo, FrameScore, OutOfDomain, WindowScore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +33,14 @@ class Story:
     """Until when its score stands, (N,)."""
     score: Array
     """0..100, (N,)."""
+    interval: Array
+    """Low and high of each, (2, N); NaN where the model did not say."""
+    interval_coverage: float | None
+    """Share of pictures whose mean opinion lies in such an interval, where the recording says."""
+    out_of_domain: Mapping[str, float]
+    """Share of the scored time, 0..1, by reason; only those that occurred. They may overlap."""
+    out_of_domain_share: float
+    """Share of the scored time with any reason."""
     corrupt_seconds: Array
     """When damaged frames are shown."""
     gaps: tuple[tuple[float, float], ...]
@@ -73,12 +82,18 @@ def tell(track: Track) -> Story:
     last = min(hold, period or hold)
     until = np.append(begin[1:], begin[-1:] + last)
     end = np.minimum(until, begin + hold)
+    odd = dict.fromkeys(reason for frame in frames for reason in frame.out_of_domain)
+    held = end - begin
     dropped = np.diff([f.num_dropped for f in frames]) > 0 if frames else np.empty(0, bool)
     return Story(
         track=track,
         begin_seconds=begin,
         end_seconds=end,
         score=np.array([f.score for f in frames], np.float64),
+        interval=np.array([f.interval or (np.nan, np.nan) for f in frames]).reshape(-1, 2).T,
+        interval_coverage=next((f.interval_coverage for f in frames if f.interval_coverage), None),
+        out_of_domain={r: _share(held, [r in f.out_of_domain for f in frames]) for r in odd},
+        out_of_domain_share=_share(held, [not f.in_domain for f in frames]),
         corrupt_seconds=begin[np.array([f.corrupt for f in frames], bool)],
         gaps=_spans(end[:-1], begin[1:], end[:-1] < begin[1:] - 1e-6),
         drops=_spans(begin[:-1], begin[1:], dropped),
@@ -92,6 +107,11 @@ def _in_time(rows: tuple[FrameRow, ...]) -> list[FrameRow]:
     """Rows that have a time, in its order, each time once."""
     timed = {row.pts_seconds: row for row in rows if row.pts_seconds is not None}
     return [timed[pts] for pts in sorted(timed)]
+
+
+def _share(weights: Array, chosen: list[bool]) -> float:
+    """Of the weights; 0 where there are none."""
+    return float(weights[np.array(chosen, bool)].sum() / weights.sum()) if len(weights) else 0.0
 
 
 def _spans(begin: Array, end: Array, chosen: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
@@ -128,4 +148,5 @@ def _frame_score(row: FrameRow) -> FrameScore:
         pix_fmt="",
         discontinuity=row.discontinuity,
     )
-    return FrameScore(info, "recording", row.score, row.score / 100.0)
+    reasons = cast("tuple[OutOfDomain, ...]", row.out_of_domain)  # a later sender may have others
+    return FrameScore(info, "recording", row.score, row.score / 100.0, out_of_domain=reasons)

@@ -10,7 +10,10 @@ from dgiqa_stream.errors import SinkError
 from dgiqa_stream.sinks._linefile import STDOUT, LineFile
 from dgiqa_stream.wire import FrameMessage, Message
 
-COLUMNS = ("stream", "index", "pts_seconds", "score", "raw", "in_domain", "wall")
+COLUMNS = (
+    *("stream", "index", "pts_seconds", "score", "raw", "in_domain", "wall"),
+    *("interval_low", "interval_high", "out_of_domain"),
+)
 
 
 class CsvSink:
@@ -46,6 +49,7 @@ class CsvSink:
 
 def _values(message: FrameMessage) -> tuple[object, ...]:
     quality = message.quality
+    low, high = quality.interval or ("", "")
     return (
         message.stream,
         message.frame.index,
@@ -54,6 +58,9 @@ def _values(message: FrameMessage) -> tuple[object, ...]:
         quality.raw,
         str(quality.in_domain).lower(),
         message.wall,
+        low,
+        high,
+        " ".join(quality.out_of_domain),
     )
 
 

@@ -89,7 +89,10 @@ def test_a_folder_without_media(run_cli, media, tmp_path):
     check(run_cli("score", tmp_path, "-q"), 3, str(tmp_path), "no picture or video")
     done = run_cli("score", tmp_path, media["grey"], "-q")
     check(done, 4, str(tmp_path), "no picture or video")
-    assert done.out.splitlines()[:2] == ["path,score", f"{tmp_path},"]
+    assert done.out.splitlines()[:2] == [
+        "path,score,interval_low,interval_high,out_of_domain",
+        f"{tmp_path},,,,",
+    ]
     check(run_cli("watch", tmp_path, "--publish=", "-q"), 3, str(tmp_path), "is a folder")
 
 

@@ -19,6 +19,7 @@ import pytest
 VIDEO_HEADER = [
     *("path", "index", "pts_seconds", "score", "in_domain"),
     *("dynamic_range", "key", "corrupt", "width", "height"),
+    *("interval_low", "interval_high", "out_of_domain"),
 ]
 
 
@@ -74,13 +75,16 @@ def test_every_frame_is_scored_in_order(run_cli, media):
 
 
 def test_pictures_alone_have_a_row_each(run_cli, media):
-    """Stills of every kind give ``path,score`` in the order given, one row each."""
+    """Stills of every kind give path, score and how sure it is, in the order given, one row each;
+    the shipped model does not say how sure it is.
+    """
     kinds = ("webp", "png", "jpg", "bmp", "tiff", "png")
     pictures = [str(media[f"picture_{kind}"]) for kind in kinds]
     done = run_cli("score", *pictures)
     rows = list(csv.reader(io.StringIO(done.out)))
     assert done.code == 0
-    assert rows[0] == ["path", "score"]
+    assert rows[0] == ["path", "score", "interval_low", "interval_high", "out_of_domain"]
+    assert {tuple(r[2:]) for r in rows[1:]} == {("", "", "")}
     assert [r[0] for r in rows[1:]] == pictures
     assert rows[2] == rows[6]
     assert done.err.count("(1 frame)\n") == len(pictures)

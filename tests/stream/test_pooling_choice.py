@@ -88,13 +88,14 @@ def test_score_writes_a_row_of_pooled_values_per_input(run_cli, media):
     rows = list(csv.DictReader(io.StringIO(done.out)))
     assert [row["path"] for row in rows] == paths
     assert set(rows[0]) == ALWAYS | {
-        "path", "num_frames", "coverage", "headline", "min", "max", "vqpool"
+        "path", "num_frames", "coverage", "headline", "min", "max", "vqpool", "in_domain_share"
     }  # fmt: skip
     for row in rows:
         assert row["headline"] == "hysteresis"
         for name in (*ALWAYS, "vqpool"):
             assert float(row["min"]) - 1e-3 <= float(row[name]) <= float(row["max"]) + 1e-3
     assert rows[0]["num_frames"] == "12"
+    assert [row["in_domain_share"] for row in rows] == ["1.0", "1.0"]
 
 
 def test_a_document_of_one_input_has_every_pooled_value(run_cli, media):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -31,6 +32,25 @@ def frame_score(pts_seconds: float, score: float = 50.0, *, jump: bool = False) 
         discontinuity=jump,
     )
     return FrameScore(info, "cam1", score, score / 100)
+
+
+def test_the_share_in_domain_is_of_the_scored_time():
+    """Of the time that scores are held, not of frames nor of the window's length, that of frames in
+    domain counts; where nothing is scored there is no share, and odd frames are pooled like others.
+    """
+    pool = pooling()
+    frames = [frame_score(0.0), frame_score(1.0, 20.0), frame_score(2.5), frame_score(10.0)]
+    frames[1] = dataclasses.replace(frames[1], out_of_domain=("flat",))
+    windows = [w for frame in frames for w in pool.add(frame)]
+    short = [w.in_domain_share for w in windows if w.length_seconds == 1.0]
+    (long,) = (w for w in windows if w.length_seconds == 10.0 and w.end_seconds == 10.0)
+    (*_, session) = pool.finish()
+    # held: 0 to 1, then odd to 2.5, then for the longest time to 4.5, and the last for its period
+    assert short[:6] == [1.0, 0.0, 0.5, 1.0, 1.0, None]
+    assert long.in_domain_share == pytest.approx(3.0 / 4.5)
+    assert long.pool["mean"] == pytest.approx((1.0 * 50 + 1.5 * 20 + 2.0 * 50) / 4.5)
+    assert session.in_domain_share == pytest.approx(3.25 / 4.75)
+    assert pooling().finish()[-1].in_domain_share is None
 
 
 def pooling(period_seconds: float | None = 0.25) -> TemporalPooling:

@@ -15,6 +15,7 @@ from dgiqa_stream.recording import read_recording
 from dgiqa_stream.telemetry import Count
 from dgiqa_stream.types import FrameInfo, FrameScore
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "recordings"
 MANIFEST = msgspec.convert(
     {
         "schema": "dgiqa.manifest/2",
@@ -141,6 +142,30 @@ def test_a_last_line_cut_short_is_left_out_and_counted(tmp_path: Path, kept: flo
     assert len(recording.tracks[0].frames) == 20
 
 
+def test_a_recording_without_intervals_is_read():
+    """What the release before intervals wrote is read: no interval, no share, and a frame that it
+    called out of domain is HDR, the only reason it knew.
+    """
+    (track,) = read_recording(GOLDEN / "without-intervals.ndjson").tracks
+    assert [(f.score, f.interval) for f in track.frames] == [(71.25, None), (40.5, None)]
+    assert [f.out_of_domain for f in track.frames] == [(), ("hdr",)]
+    assert [w.in_domain_share for w in track.windows] == [None]
+    assert track.final is not None
+    assert (track.final.n, track.final.in_domain_share) == (48, None)
+
+
+def test_rows_say_how_sure_they_are(tmp_path: Path):
+    """Interval and reasons of ``score``'s rows are read; bounds off the scale are an error."""
+    row = {"path": "a.png", "score": 50, "interval_low": 41.5, "interval_high": 58.5}
+    row["out_of_domain"] = ["unfamiliar", "flat"]
+    (track,) = read_recording(write(tmp_path, json.dumps(row).encode())).tracks
+    assert track.frames[0].interval == (41.5, 58.5)
+    assert track.frames[0].out_of_domain == ("unfamiliar", "flat")
+    row["interval_high"] = 40.0
+    with pytest.raises(SourceError, match=r"interval 41\.5 to 40\.0"):
+        read_recording(write(tmp_path, json.dumps(row).encode() + b"\n"))
+
+
 def test_scores_of_files_are_grouped_by_path(tmp_path: Path):
     """Rows of ``score`` become one track per path; a still has no time, and keys may be added."""
     rows = [
@@ -156,7 +181,7 @@ def test_scores_of_files_are_grouped_by_path(tmp_path: Path):
         (0, 0.0, 50.5),
         (5, 0.2, 49.5),
     ]
-    assert [f.in_domain for f in video.frames] == [True, False]
+    assert [f.out_of_domain for f in video.frames] == [(), ("hdr",)]
     assert still.is_still
     assert still.frames[0].score == 80.0
     assert failed.frames == ()

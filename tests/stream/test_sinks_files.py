@@ -47,16 +47,20 @@ def test_a_recording_reads_back_as_it_was_sent(peers: ModuleType, tmp_path: Path
 def test_csv_holds_frames_alone(peers: ModuleType, tmp_path: Path) -> None:
     """A CSV file has the promised columns and one line per frame, with numbers that read back."""
     path, factory = tmp_path / "a.csv", peers.make_factory("cam-1")
-    frame = factory.frame(peers.make_score(7, 100 / 3, out_of_domain=("hdr",)))
+    known = {"interval": (20.5, 46.25), "out_of_domain": ("hdr", "flat")}
+    frame = factory.frame(peers.make_score(7, 100 / 3, **known))
     sink = CsvSink(path)
     for message in (factory.status("running"), frame, factory.window(peers.make_window())):
         sink.send(message)
     [row] = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
     sink.close()
-    assert COLUMNS == ("stream", "index", "pts_seconds", "score", "raw", "in_domain", "wall")
+    assert COLUMNS[:7] == ("stream", "index", "pts_seconds", "score", "raw", "in_domain", "wall")
+    assert COLUMNS[7:] == ("interval_low", "interval_high", "out_of_domain")
     assert (row["stream"], row["index"], row["in_domain"]) == ("cam-1", "7", "false")
     assert (float(row["score"]), float(row["pts_seconds"])) == (100 / 3, 0.28)
     assert row["wall"] == frame.wall
+    assert (float(row["interval_low"]), float(row["interval_high"])) == (20.5, 46.25)
+    assert row["out_of_domain"] == "hdr flat"
 
 
 def test_a_missing_raw_is_an_empty_field(peers: ModuleType, tmp_path: Path) -> None:

@@ -43,11 +43,14 @@ COUNTS = {Count.DECODED: 130, Count.SKIPPED: 104, Count.DROPPED_STALE: 3, Count.
 
 def make_messages(peers: ModuleType) -> dict[str, Message]:
     """One message of each kind, the same at every call but for its session."""
-    factory = peers.make_factory(run="01KDVNCBW0RUN", clock=lambda: NOW_NS)
+    factory = peers.make_factory(
+        run="01KDVNCBW0RUN", clock=lambda: NOW_NS, model=peers.SURE_MANIFEST
+    )
     telemetry = Telemetry(clock=lambda: 0.0)
     for what, number in COUNTS.items():
         telemetry.count(what, number)
-    frame, low = peers.make_score(5210, keyframe=True), peers.make_score(77, 20.5)
+    known = {"interval": (64.25, 78.25), "out_of_domain": ("hdr", "unfamiliar")}
+    frame, low = peers.make_score(5210, keyframe=True, **known), peers.make_score(77, 20.5)
     error = SourceUnavailable("rtsp://u:secret@cam.example/live went away; see that it is on")
     return {
         "frame": factory.frame(frame, counts=COUNTS),
@@ -114,6 +117,26 @@ def in_any_order(schema: Any) -> Any:
     if isinstance(schema, dict):
         return {key: in_any_order(value) for key, value in schema.items()}
     return sorted(map(in_any_order, schema), key=str) if isinstance(schema, list) else schema
+
+
+def test_a_frame_says_how_sure_it_is(peers: ModuleType) -> None:
+    """The interval comes with its coverage, the reasons by name; a frame without says null, and no
+    coverage of an interval that there is not.
+    """
+    quality = make_messages(peers)["frame"].quality
+    assert (quality.interval, quality.interval_coverage) == ((64.25, 78.25), 0.9)
+    assert (quality.in_domain, quality.out_of_domain) == (False, ["hdr", "unfamiliar"])
+    for model in (peers.MANIFEST, peers.SURE_MANIFEST):
+        quality = peers.make_factory(model=model).frame(peers.make_score()).quality
+        assert (quality.interval, quality.interval_coverage) == (None, None)
+        assert (quality.in_domain, quality.out_of_domain) == (True, [])
+
+
+def test_a_reason_that_is_added_later_is_read(peers: ModuleType) -> None:
+    """A sender of this major that knows another reason is understood."""
+    value = json.loads(encode(make_messages(peers)["frame"]))
+    value["quality"]["out_of_domain"] = ["infrared"]
+    assert decode(json.dumps(value).encode()).quality.out_of_domain == ["infrared"]
 
 
 def test_the_shipped_schema_is_the_code(update_golden: bool) -> None:

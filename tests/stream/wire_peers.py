@@ -29,7 +29,15 @@ import msgspec
 from dgiqa_stream.backends import BackendStatus
 from dgiqa_stream.config import PublishSettings, StreamConfig
 from dgiqa_stream.errors import DgiqaError
-from dgiqa_stream.manifest import ModelManifest, OutputSpec, PreprocessSpec, ScoreMapping
+from dgiqa_stream.manifest import (
+    DomainSpec,
+    HalfWidthMapping,
+    IntervalSpec,
+    ModelManifest,
+    OutputSpec,
+    PreprocessSpec,
+    ScoreMapping,
+)
 from dgiqa_stream.preprocess import ViewSpec
 from dgiqa_stream.sinks import zeromq
 from dgiqa_stream.sinks.ndjson import NdjsonSink
@@ -58,6 +66,11 @@ MANIFEST = ModelManifest(
     calibration="example-1",
     made_by="tests/stream/wire_peers.py",
 )
+SURE_MANIFEST = msgspec.structs.replace(
+    MANIFEST,
+    interval=IntervalSpec("spread", HalfWidthMapping([0.0, 1.0], [0.0, 40.0]), 0.9),
+    domain=DomainSpec("unfamiliar", 0.5),
+)
 BACKEND = BackendStatus("onnxruntime:cuda", "onnxruntime:cpu", "no CUDA device")
 STREAM_INFO = StreamInfo(
     width=1920,
@@ -74,7 +87,7 @@ STREAM_INFO = StreamInfo(
 
 def make_factory(stream: str = "cam1", **options: Any) -> MessageFactory:
     """Messages of a stream, by the manifest above."""
-    return MessageFactory(stream, model=MANIFEST, **options)
+    return MessageFactory(stream, **{"model": MANIFEST, **options})
 
 
 def make_score(index: int = 0, score: float = 71.25, **changes: Any) -> FrameScore:
@@ -113,6 +126,7 @@ def make_window(kind: str = "sliding", length: float = 10.0, **changes: Any) -> 
         "pool": {"mean": 70.5, "low1": 41.0, "ewma": None},
         "headline": "mean",
         "params": {"ewma_seconds": 5.0},
+        "in_domain_share": 0.875,
     }
     return WindowScore(**{**values, **changes})
 
