@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +130,11 @@ def regrouped(items: Sequence[RatedItem], *, seed: int) -> list[RatedItem]:
     ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class SomePictures:
     """Some records of a pack or of shards."""
 
-    pictures: PictureSet
-    records: list[Any]
-
-    @property
-    def folder(self) -> Path:
-        """Where all of them lie."""
-        return self.pictures.folder
+    def __init__(self, pictures: PictureSet, records: list[Any]) -> None:
+        self.folder, self.pictures, self.records = pictures.folder, pictures, records
 
     def planes(self, record: Any) -> Planes:
         """The samples of one picture; raises as the pack or the shards do."""
