@@ -80,7 +80,8 @@ def load_biq2021(
     if twins_together:
         held_back = _drawn_by_twins(rated, training, num_validation, seed)
     else:
-        held_back = np.random.default_rng(seed).choice(training, num_validation, replace=False)
+        rng = np.random.default_rng(seed)
+        held_back = rng.choice(training, num_validation, replace=False).tolist()
     for i in held_back:
         rated[i] = RatedPicture(rated[i].path, rated[i].mos, "validation")
     if absent:  # after the draw: it knows no gaps

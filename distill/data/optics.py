@@ -264,7 +264,7 @@ def stripes(rgb: Rgb, level: int, rng: np.random.Generator) -> Rgb:
     In thermal and cheap CMOS cameras, most of all in poor light. It stands still in a clip.
     """
     axis = int(rng.integers(2))
-    offsets = rng.standard_normal(rgb.shape[axis]).astype(np.float32)
+    offsets = np.asarray(rng.standard_normal((rgb.shape[axis],)), np.float32)
     offsets = np.expand_dims(offsets * np.float32(STRIPE_SIGMA[level - 1]), 1 - axis)
     return to_bytes(rgb + offsets[..., None])
 
