@@ -181,11 +181,13 @@ def is_flat(views: Iterable[NDArray[np.uint8]]) -> bool:
 
 
 def _is_plain(view: NDArray[np.uint8]) -> bool:
+    import cv2
+
     few = view[::8, ::8, 1]
     if int(few.max()) - int(few.min()) > _SURELY_NOT_FLAT_STEPS:  # nearly every picture, at once
         return False
-    samples = view.reshape(-1, 3).astype(np.float32)
-    return bool(samples.std(axis=0).max() <= FLAT_STEPS)
+    _, deviation = cv2.meanStdDev(view)
+    return bool(np.max(deviation) <= FLAT_STEPS)
 
 
 def planes_of_rgb(rgb: Any) -> Planes:
