@@ -22,7 +22,7 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 BIN := $(abspath $(VENV))/bin
 CONSTRAINTS := .ci/constraints.txt
-EXTRAS_WITH_TORCH := report,train,quant,teacher,shards
+EXTRAS_WITH_TORCH := report,prometheus,train,quant,teacher,shards
 
 # The tests run elsewhere, so a relative folder would be lost on the way.
 ifneq ($(strip $(DGIQA_ODD_MEDIA)),)
@@ -97,7 +97,7 @@ wheel: $(VENV)/tools ## build the wheel and install it into .venv
 	wheel=$$(echo $(VENV)/wheel/*.whl)
 	# pip keeps an installed wheel of the same version, whatever is in it
 	$(BIN)/pip uninstall --quiet --yes dgiqa-stream 2>/dev/null
-	plain=("$$wheel[report]")
+	plain=("$$wheel[report,prometheus]")
 	with_torch=("$$wheel[$(EXTRAS_WITH_TORCH)]" --group test-torch)
 	install=($(BIN)/pip install --quiet -c $(CONSTRAINTS))
 	case "$(TORCH)" in

@@ -20,7 +20,7 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 READ_BY_TESTS = [
     "tests", "configs", "docs", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "pyproject.toml"
 ]  # fmt: skip
-WITH_TORCH = "[report,train,quant,teacher,shards]"
+WITH_TORCH = "[report,prometheus,train,quant,teacher,shards]"
 NEED_TORCH = ["--ignore=tests/distill", "--ignore=tests/quant"]
 
 

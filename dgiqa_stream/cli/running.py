@@ -23,6 +23,7 @@ EXTRAS_WITH: Mapping[str, Sequence[str]] = MappingProxyType(
         "onnxscript": ("quant",),
         "openpyxl": ("shards",),
         "piq": ("shards",),
+        "prometheus_client": ("prometheus",),
         "safetensors": ("teacher",),
         "scipy": ("train", "shards"),
         "ssimulacra2": ("shards",),

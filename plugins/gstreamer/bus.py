@@ -44,7 +44,8 @@ class BusSink:
 def structure_of(message: Message) -> Gst.Structure:
     """A message's fields by their paths in JSON, such as ``quality.score``.
 
-    Integers are 64-bit, ``frame.time_base`` is a fraction; what is null or a list is left out.
+    Integers are 64-bit, ``frame.time_base`` is a fraction, a list of numbers an array of doubles;
+    what is null, and lists of anything else, are left out.
     """
     structure = Gst.Structure.new_empty(f"dgiqa-{message.kind}")
     for name, value in _fields(msgspec.to_builtins(message)):
@@ -58,5 +59,7 @@ def _fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _fields(value, f"{prefix}{key}.")
         elif key == "time_base" and value is not None:
             yield prefix + key, Gst.Fraction(*value)
+        elif isinstance(value, list) and value and all(isinstance(v, float) for v in value):
+            yield prefix + key, Gst.ValueArray(value)
         elif kind := _TYPES.get(type(value)):
             yield prefix + key, GObject.Value(kind, value)

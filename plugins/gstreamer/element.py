@@ -35,6 +35,13 @@ _CAPS = Gst.Caps.from_string(
     "width=(int)[ 8, 32767 ], height=(int)[ 8, 32767 ], framerate=(fraction)[ 0/1, 2147483647/1 ]"
 )
 _NANOSECONDS = Fraction(1, 1_000_000_000)
+_PROPERTY_OF = {  # what an error names, to what the user has set
+    "model.name": "model",
+    "pooling.poolers": "pool",
+    "pooling.windows_seconds": "window",
+    "sampler.frames_per_second": "fps",
+    "stream[0].id": "stream",
+}
 _WARNING_SECONDS = 10.0  # between two, so that broken video does not flood the bus
 _READ = GObject.ParamFlags.READABLE
 _READY = GObject.ParamFlags.READWRITE | Gst.PARAM_MUTABLE_READY
@@ -104,7 +111,7 @@ class DgiqaQuality(GstBase.BaseTransform):  # type: ignore[misc]
             self._config = self._settings()
             self._scorer = scorer_of(self._config.model)
         except DgiqaError as exc:
-            self._post_error(exc)
+            self._post_error(str(exc))
             return False
         self._num_scored = self._num_dropped = 0
         self._rotation = 0
@@ -238,9 +245,11 @@ class DgiqaQuality(GstBase.BaseTransform):  # type: ignore[misc]
             if self._layout is not None:
                 self._layout = replace(self._layout, rotation=rotation)
 
-    def _post_error(self, error: Exception) -> None:
-        told = GLib.Error.new_literal(Gst.LibraryError.quark(), str(error), Gst.LibraryError.INIT)
-        self.post_message(Gst.Message.new_error(self, told, None))
+    def _post_error(self, text: str) -> None:
+        for setting, name in _PROPERTY_OF.items():
+            text = text.replace(setting, name)
+        told = GLib.Error.new_literal(Gst.LibraryError.quark(), text, Gst.LibraryError.INIT)
+        self.post_message(Gst.Message.new_error(self, told, ""))
 
     def _post_problem(self, error: Exception) -> None:
         """A warning on the bus; the video goes on."""
@@ -250,7 +259,7 @@ class DgiqaQuality(GstBase.BaseTransform):  # type: ignore[misc]
             return
         text = f"{self._num_untold} frames got no score, the last one: {error}"
         told = GLib.Error.new_literal(Gst.StreamError.quark(), text, Gst.StreamError.FAILED)
-        self.post_message(Gst.Message.new_warning(self, told, None))
+        self.post_message(Gst.Message.new_warning(self, told, ""))
         self._num_untold, self._told_at = 0, now
 
 

@@ -102,8 +102,8 @@ def states(cycles: str) -> None:
             scored=final.get_value("counts.scored"),
             frames=len(player.of("dgiqa-frame")) - begin,
             rss=resident_bytes(),
-            threads=len(os.listdir("/proc/self/task")),
-            files=len(os.listdir("/proc/self/fd")),
+            threads=len(list(Path("/proc/self/task").iterdir())),
+            files=len(list(Path("/proc/self/fd").iterdir())),
         )
     player.go(Gst.State.NULL)
 

@@ -1,0 +1,1 @@
+"""Prometheus: subscribes to publishers and serves what they say as ``/metrics``."""

@@ -1,0 +1,130 @@
+"""The board as Prometheus metrics, made anew for each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dgiqa_stream.messages import State
+from plugins.prometheus.board import Board, StreamView
+
+_RESULTS = {  # of `dgiqa_frames_total`: the counts of a status message that it adds up
+    "scored": ("scored",),
+    "skipped": ("skipped",),
+    "dropped": ("dropped_queue", "dropped_stale"),
+    "failed": ("failed",),
+    "corrupt": ("corrupt",),
+}
+
+
+class BoardCollector(Collector):
+    """Reads the board when it is scraped, so that nothing outlives what it stands for."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric of every stream and publisher."""
+        streams = self._board.streams()
+        yield from _health(streams)
+        yield from _quality(streams)
+        yield from _counts(streams)
+        yield _model_info(streams)
+        yield from self._own()
+
+    def _own(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily(
+            "dgiqa_publisher_up", "1 while a publisher is heard.", labels=["publisher"]
+        )
+        missed = CounterMetricFamily(
+            "dgiqa_messages_missed",
+            "Messages of a publisher that did not arrive here.",
+            labels=["publisher"],
+        )
+        for publisher, (is_heard, num_missed) in self._board.publishers().items():
+            up.add_metric([publisher], float(is_heard))
+            missed.add_metric([publisher], num_missed)
+        yield up
+        yield missed
+        yield CounterMetricFamily(
+            "dgiqa_messages_ignored",
+            "Messages of streams beyond the limit, or that two publishers have.",
+            value=self._board.num_ignored,
+        )
+
+
+def _health(streams: Sequence[StreamView]) -> Iterable[Metric]:
+    up = GaugeMetricFamily(
+        "dgiqa_stream_up", "1 while a stream is running and heard of.", labels=["stream"]
+    )
+    state = GaugeMetricFamily(
+        "dgiqa_stream_state", "1 for the state last told.", labels=["stream", "state"]
+    )
+    lag = GaugeMetricFamily(
+        "dgiqa_lag_seconds", "How far scoring is behind the decoder.", labels=["stream"]
+    )
+    last = GaugeMetricFamily(
+        "dgiqa_last_frame_timestamp_seconds",
+        "Unix time at which the newest scored frame left the decoder.",
+        labels=["stream"],
+    )
+    for view in streams:
+        up.add_metric([view.stream], float(view.is_up))
+        for name in get_args(State):
+            state.add_metric([view.stream, name], float(name == view.state))
+        if view.lag_seconds is not None:
+            lag.add_metric([view.stream], view.lag_seconds)
+        if view.last_frame_at_seconds is not None:
+            last.add_metric([view.stream], view.last_frame_at_seconds)
+    return up, state, lag, last
+
+
+def _quality(streams: Sequence[StreamView]) -> Iterable[Metric]:
+    score = GaugeMetricFamily(
+        "dgiqa_quality_score",
+        "Predicted quality, 0 (bad) to 100 (excellent), pooled over a sliding window.",
+        labels=["stream", "pool", "window"],
+    )
+    coverage = GaugeMetricFamily(
+        "dgiqa_window_coverage",
+        "Share of a window, 0 to 1, that scored frames account for; under 0.5 it has no score.",
+        labels=["stream", "window"],
+    )
+    for view in streams:
+        for label, window in view.windows.items():
+            coverage.add_metric([view.stream, label], window.coverage)
+            for pool, value in window.pool.items():
+                score.add_metric([view.stream, pool, label], value)
+    return score, coverage
+
+
+def _counts(streams: Sequence[StreamView]) -> Iterable[Metric]:
+    frames = CounterMetricFamily(
+        "dgiqa_frames",
+        "Decoded frames by what became of them; corrupt ones are among the others, too.",
+        labels=["stream", "result"],
+    )
+    reconnects = CounterMetricFamily(
+        "dgiqa_reconnects", "Times a source was opened again.", labels=["stream"]
+    )
+    for view in streams:
+        if not view.counts:
+            continue
+        for result, names in _RESULTS.items():
+            number = sum(view.counts.get(name, 0) for name in names)
+            frames.add_metric([view.stream, result], number)
+        reconnects.add_metric([view.stream], view.counts.get("reconnects", 0))
+    return frames, reconnects
+
+
+def _model_info(streams: Sequence[StreamView]) -> Metric:
+    labels = ["stream", "model", "version", "precision", "calibration", "sha256"]
+    info = GaugeMetricFamily("dgiqa_model_info", "What makes the scores; always 1.", labels=labels)
+    for view in streams:
+        if (model := view.model) is not None:
+            told = model.id, model.version, model.precision, model.calibration, model.sha256
+            info.add_metric([view.stream, *told], 1.0)
+    return info
