@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,10 +15,16 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from dgiqa_stream.errors import ModelError  # noqa: E402
-from dgiqa_stream.manifest import ScoreMapping, load_model  # noqa: E402
+from dgiqa_stream.manifest import (  # noqa: E402
+    DomainSpec,
+    HalfWidthMapping,
+    IntervalSpec,
+    ScoreMapping,
+    load_model,
+)
 from dgiqa_stream.scorer import load_scorer  # noqa: E402
 from dgiqa_stream.types import FrameBatch  # noqa: E402
-from quant.export_onnx import with_pooling_nodes, write_model  # noqa: E402
+from quant.export_onnx import with_pooling_nodes, write_model, write_successor  # noqa: E402
 
 UINT8 = 2  # onnx.TensorProto.UINT8
 
@@ -147,6 +154,24 @@ def test_the_runtime_takes_it(written, all_views, quality):
     np.testing.assert_allclose([p.raw for p in found], quality, atol=1e-4)
     wanted = np.interp([p.raw for p in found], [0, 0.5, 1], [0, 60, 100])
     np.testing.assert_allclose([p.score for p in found], wanted)
+
+
+def test_a_successor_says_how_sure_it_is_as_its_origin_does(written, tmp_path):
+    """One more step of the work leaves ``interval`` and ``domain`` in the manifest; a model without
+    them has neither key.
+    """
+    path, plain = written
+    interval = IntervalSpec("spread", HalfWidthMapping([0.0, 1.0], [2.0, 30.0]), 0.8)
+    domain = DomainSpec("unfamiliar", 0.7)
+    sure = msgspec.structs.replace(plain, interval=interval, domain=domain)
+    found = {}
+    for name, was in (("plain", plain), ("sure", sure)):
+        target = tmp_path / f"{name}.onnx"
+        write_successor(onnx.load(path), target, was, step={"step": "none"}, made_by="a test")
+        found[name] = json.loads(target.with_name(f"{name}.onnx.json").read_text())
+        assert load_model(target).manifest.interval == was.interval
+        assert load_model(target).manifest.domain == was.domain
+    assert found["sure"].keys() - found["plain"].keys() == {"interval", "domain"}
 
 
 def test_a_changed_file_is_refused(written):
