@@ -49,6 +49,8 @@ class SourceSettings(_Settings, frozen=True):
     """Files: skip what comes before, counted from the first frame."""
     duration_seconds: Positive | None = None
     """Stop after this much presentation time."""
+    deinterlace: Literal["none", "bob"] = "none"
+    """``bob``: two progressive pictures of each frame that is flagged as interlaced."""
 
 
 class ReconnectSettings(_Settings, frozen=True):

@@ -167,8 +167,9 @@ class FrameInfo:
 
     index: int
     """Decode order from 0, counted from where reading began: the first frame at or after
-    ``start_seconds``, whose place in the file is not known without decoding all before it. A gap
-    means frames were not handed on."""
+    ``start_seconds``, whose place in the file is not known without decoding all before it. Where
+    interlaced frames are bobbed, each of their two pictures counts. A gap means frames were not
+    handed on."""
     pts_seconds: float
     """Presentation time on the stream's own clock, made continuous across discontinuities."""
     duration_seconds: float
@@ -184,6 +185,7 @@ class FrameInfo:
     corrupt: bool = False
     """The decoder concealed damage in this frame."""
     interlaced: bool = False
+    """The picture holds two fields of different moments."""
     rotation: int = 0
     dynamic_range: DynamicRange = "sdr"
     discontinuity: bool = False

@@ -57,6 +57,12 @@ StreamOptions = Annotated[
     list[str] | None,
     typer.Option("--stream-option", metavar="KEY=VALUE", help="FFmpeg option; may be repeated."),
 ]
+Deinterlace = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|bob", help="bob: two progressive pictures of each interlaced frame."
+    ),
+]
 OpenTimeout = Annotated[float | None, typer.Option(help="Seconds to open; 10.")]
 ReadTimeout = Annotated[float | None, typer.Option(help="Seconds of silence; 10.")]
 

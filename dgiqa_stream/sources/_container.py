@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -41,6 +42,7 @@ OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 )
 _TEXT_FORMATS = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg draws text files as video
 _log_level_lock = threading.Lock()
+_logger = logging.getLogger("dgiqa_stream.sources")
 
 
 def open_container(
@@ -126,6 +128,25 @@ def choose_track(container: InputContainer, settings: SourceSettings, *, shown: 
     return chosen
 
 
+def is_ipt(container: InputContainer, track: VideoStream, *, shown: str) -> bool:
+    """Whether a track is Dolby Vision that only its own decoders can show; warns of it.
+
+    Its colours are IPT (profiles 5, 10.0 and 20.0); other profiles have a base layer of PQ, HLG or
+    SDR.
+    """
+    described = dict(_described_streams(container)).get(track.index, "")
+    found = re.search(
+        r"DOVI configuration record: .*profile: (5|10|20),.*compatibility id: 0\b", described
+    )
+    if found:
+        _logger.warning(
+            "%s: is Dolby Vision profile %s, which only its own decoders can show: it is scored "
+            "with the wrong colours, and marked as out of domain",
+            *(shown, found[1] if found[1] == "5" else f"{found[1]}.0"),
+        )
+    return found is not None
+
+
 def _is_picture_of_audio(track: VideoStream) -> bool:
     from av.stream import Disposition
 
@@ -142,23 +163,10 @@ def _programme(container: InputContainer, number: int, shown: str) -> tuple[int,
 
 
 def _programmes(container: InputContainer) -> dict[int, tuple[int, ...]]:
-    """Programme number to stream indices.
-
-    PyAV does not show programmes, but FFmpeg's own description of a container does; it is
-    written through the log, which is off otherwise.
-    """
-    import av
-
-    with _log_level_lock:
-        level = av.logging.get_level()
-        av.logging.set_level(av.logging.INFO)
-        try:
-            text: str = container.dumps_format()  # type: ignore[attr-defined]  # its stub lacks it
-        finally:
-            av.logging.set_level(level)
+    """Programme number to stream indices."""
     found: dict[int, tuple[int, ...]] = {}
     number: int | None = None
-    for line in text.splitlines():
+    for line in _description(container).splitlines():
         heading = re.match(r"^  (?:Program (\d+)|No Program)", line)
         stream = re.match(r"^\s+Stream #\d+:(\d+)", line)
         if heading:
@@ -166,3 +174,25 @@ def _programmes(container: InputContainer) -> dict[int, tuple[int, ...]]:
         elif stream and number is not None:
             found[number] = (*found.get(number, ()), int(stream.group(1)))
     return found
+
+
+def _described_streams(container: InputContainer) -> list[tuple[int, str]]:
+    """Each stream's index and what is said of it."""
+    _, *parts = re.split(r"^ +Stream #\d+:(\d+)", _description(container), flags=re.MULTILINE)
+    return [(int(index), text) for index, text in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _description(container: InputContainer) -> str:
+    """FFmpeg's own words on a container, with what PyAV does not show: programmes, side data.
+
+    They are written through the log, which is off otherwise.
+    """
+    import av
+
+    with _log_level_lock:
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.INFO)
+        try:
+            return str(container.dumps_format())  # type: ignore[attr-defined]  # its stub lacks it
+        finally:
+            av.logging.set_level(level)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgiqa_stream.sources._planes import dynamic_range_of, planes_of
+from dgiqa_stream.sources._hdr import hdr_tags_of, side_data_of
+from dgiqa_stream.sources._planes import planes_of
 from dgiqa_stream.types import Frame, FrameInfo, Planes
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 MAX_FPS = 480
 """Faster is taken for a container's clock that was mistaken for a frame rate (Matroska)."""
-
-_UNTAGGED = (0, 2)  # reserved and unspecified TransferCharacteristics (ITU-T H.273)
 
 
 def to_frame(
@@ -32,10 +31,15 @@ def to_frame(
     jumped: bool,
     corrupt: bool,
     codec_context: Any,
+    is_ipt: bool = False,
 ) -> Frame:
-    """One frame with views of the decoder's memory; ``codec_context`` has tags frames may lack."""
+    """One frame with views of the decoder's memory; ``codec_context`` has tags frames may lack.
+
+    ``is_ipt``: the samples are Dolby Vision's own IPT, whatever the tags say. They are flagged as
+    PQ, which they are, and not tone mapped, because they are no colours of BT.2020.
+    """
     width, height = upright_size(raw)
-    tagged = codec_context if int(raw.color_trc) in _UNTAGGED else raw
+    hdr = None if is_ipt else hdr_tags_of(raw, codec_context)
     info = FrameInfo(
         index=index,
         pts_seconds=pts_seconds,
@@ -49,11 +53,13 @@ def to_frame(
         corrupt=corrupt,
         interlaced=raw.interlaced_frame,
         rotation=upright_turn(raw),
-        dynamic_range=dynamic_range_of(tagged),
+        dynamic_range="pq" if is_ipt else hdr.transfer if hdr else "sdr",
         discontinuity=jumped,
         received_at_seconds=time.time(),
     )
     planes = planes_of(raw, rotation=info.rotation)
+    if hdr:
+        planes = dataclasses.replace(planes, hdr=hdr)
     return Frame(unmirrored(planes) if is_mirrored(raw) else planes, info, stream)
 
 
@@ -64,17 +70,10 @@ def upright_turn(raw: av.VideoFrame) -> int:
 
 def is_mirrored(raw: av.VideoFrame) -> bool:
     """Whether the frame is to be shown mirrored: its rows from the bottom up, then turned."""
-    from av.sidedata.sidedata import SideDataContainer
-
-    try:
-        # Not raw.side_data: the frame would hold what holds the frame, until the collector comes.
-        container: Any = SideDataContainer
-        matrix = container(raw).get("DISPLAYMATRIX")
-    except ValueError:  # PyAV 18.1 trips over kinds that it does not know, as a photo's EXIF
-        return False
+    matrix = side_data_of(raw, "DISPLAYMATRIX")
     if matrix is None:
         return False
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
     return bool(a * d - b * c < 0)
 
 
@@ -98,6 +97,12 @@ def pts_seconds_of(raw: av.VideoFrame) -> float | None:
 def dts_seconds_of(raw: av.VideoFrame) -> float | None:
     """The decoding stamp of the packet that the frame came from, where there is one."""
     return _seconds(raw.dts, raw.time_base)
+
+
+def clock_seconds_of(raw: av.VideoFrame) -> float | None:
+    """Either of these, the first for choice."""
+    shown = pts_seconds_of(raw)
+    return dts_seconds_of(raw) if shown is None else shown
 
 
 def _seconds(stamp: int | None, time_base: Fraction | None) -> float | None:

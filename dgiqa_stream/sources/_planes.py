@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dgiqa_stream.errors import SourceUnsupported
-from dgiqa_stream.types import ColorMatrix, DynamicRange, Planes
+from dgiqa_stream.types import ColorMatrix, Planes
 
 if TYPE_CHECKING:
     import av
@@ -34,7 +34,6 @@ _MATRIX = {  # FFmpeg's AVColorSpace (ITU-T H.273 MatrixCoefficients)
     9: ColorMatrix.BT2020,
     10: ColorMatrix.BT2020,
 }
-_PQ, _HLG = 16, 18  # AVColorTransferCharacteristic
 _FULL_RANGE = 2  # AVColorRange
 _HD_WIDTH, _HD_HEIGHT = 1280, 576  # untagged pictures: BT.709 from HD on, else BT.601
 
@@ -68,12 +67,6 @@ def planes_of(frame: av.VideoFrame, *, rotation: int = 0) -> Planes:
     converted.colorspace = frame.colorspace
     converted.color_range = frame.color_range if target != "rgb24" else _FULL_RANGE
     return planes_of(converted, rotation=rotation)
-
-
-def dynamic_range_of(frame: av.VideoFrame) -> DynamicRange:
-    """SDR, or which HDR transfer function the frame is tagged with."""
-    transfer = int(frame.color_trc)
-    return "pq" if transfer == _PQ else "hlg" if transfer == _HLG else "sdr"
 
 
 def _tags(frame: av.VideoFrame) -> dict[str, Any]:

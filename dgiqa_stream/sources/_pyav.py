@@ -14,14 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from dgiqa_stream.errors import SourceError, SourceUnavailable, SourceUnsupported
 from dgiqa_stream.sources import is_still
-from dgiqa_stream.sources._container import choose_track, open_container
+from dgiqa_stream.sources._bob import bobbed, bobbed_info
+from dgiqa_stream.sources._container import choose_track, is_ipt, open_container
 from dgiqa_stream.sources._describe import describe, may_be_picture_sequence
 from dgiqa_stream.sources._faults import ErrorFlood, source_error
-from dgiqa_stream.sources._frames import dts_seconds_of, pts_seconds_of, to_frame
+from dgiqa_stream.sources._frames import (
+    clock_seconds_of,
+    dts_seconds_of,
+    pts_seconds_of,
+    to_frame,
+    upright_size,
+)
 from dgiqa_stream.sources._jpeg import is_cut_short
 from dgiqa_stream.sources._pacing import Pacer, Patience
 from dgiqa_stream.sources._timeline import MPEG_WRAP_SECONDS, Timeline
-from dgiqa_stream.types import Frame
+from dgiqa_stream.types import Frame, StreamInfo
 from dgiqa_stream.urls import redact, scheme_of
 
 if TYPE_CHECKING:
@@ -71,15 +78,8 @@ class PyavSource:
         with ExitStack() as on_error:
             on_error.callback(self.close)
             self._prime()
-            self.info = describe(
-                self._container,
-                self._track,
-                first=self._pending[0],
-                url=self._url,
-                realtime=self._settings.realtime,
-                is_sequence=self._is_sequence,
-            )
-            self._begin_seconds = _clock_seconds(self._pending[0]) or 0.0
+            self.info = self._describe(self._pending[0])
+            self._begin_seconds = clock_seconds_of(self._pending[0]) or 0.0
             on_error.pop_all()
         self._patience.opened()
         self._frames = self._chosen()
@@ -150,12 +150,27 @@ class PyavSource:
         may_be_sequence = may_be_picture_sequence(self._container, self._url)
         first = list(itertools.islice(self._decoded(), 2 if may_be_sequence else 1))
         self._pending.extendleft(reversed(first))
-        self._is_sequence = len(first) == 2 and _size(first[0]) == _size(first[1])
+        self._is_sequence = len(first) == 2 and upright_size(first[0]) == upright_size(first[1])
         if not first:
             raise SourceUnsupported(
                 f"{self._shown}: no frame could be decoded of its {self._codec} video; check it "
                 "with `ffprobe`"
             )
+
+    def _describe(self, first: av.VideoFrame) -> StreamInfo:
+        """The stream as it is given out; notes its own frame rate and what is done with it."""
+        info = describe(
+            self._container,
+            self._track,
+            first=first,
+            url=self._url,
+            realtime=self._settings.realtime,
+            is_sequence=self._is_sequence,
+        )
+        self._average_fps = info.average_fps
+        self._is_ipt = is_ipt(self._container, self._track, shown=self._shown)
+        self._bobs = self._settings.deinterlace == "bob" and not is_still(info)
+        return bobbed_info(info) if self._bobs and first.interlaced_frame else info
 
     @property
     def _codec(self) -> str:
@@ -265,24 +280,33 @@ class PyavSource:
         begin = self._begin_seconds + settings.start_seconds
         if settings.start_seconds:
             self._seek(begin)
-        fps = self.info.average_fps
+        tolerance = min(0.001, float(self._track.time_base or 0) / 2)
+        placed = self._placed(begin - tolerance)
+        end: float | None = None
+        for frame in bobbed(placed) if self._bobs else (frame for _, frame in placed):
+            if settings.duration_seconds and end is None:
+                end = frame.info.pts_seconds + settings.duration_seconds - tolerance
+            if end is not None and frame.info.pts_seconds >= end:
+                return
+            self.num_corrupt += frame.info.corrupt
+            yield frame
+
+    def _placed(self, begin_seconds: float) -> Iterator[tuple[av.VideoFrame, Frame]]:
+        """Decoded frames from a time on, each with ours."""
+        fps = self._average_fps
         timeline = Timeline(
             frame_seconds=float(1 / fps) if fps else None,
             wrap_seconds=MPEG_WRAP_SECONDS if self._track.time_base == _MPEG_CLOCK else None,
         )
-        index, end, tolerance = 0, None, min(0.001, float(self._track.time_base or 0) / 2)
         has_made_up_pts = self.info.container == "avi"  # which stores none
+        index = 0
         for raw in self._decoded():
             pts_seconds, jumped = timeline.place(
                 None if has_made_up_pts else pts_seconds_of(raw), dts_seconds=dts_seconds_of(raw)
             )
-            if pts_seconds < begin - tolerance:
+            if pts_seconds < begin_seconds:
                 continue
-            if settings.duration_seconds and end is None:
-                end = pts_seconds + settings.duration_seconds - tolerance
-            if end is not None and pts_seconds >= end:
-                return
-            yield self._frame(raw, index, pts_seconds, jumped)
+            yield raw, self._frame(raw, index, pts_seconds, jumped)
             index += 1
 
     def _seek(self, target_seconds: float) -> None:
@@ -299,7 +323,7 @@ class PyavSource:
             first = next(self._decoded(), None)
         except av.error.FFmpegError:
             first = None
-        arrived = None if first is None else _clock_seconds(first)
+        arrived = None if first is None else clock_seconds_of(first)
         if first is not None and arrived is not None and arrived <= target_seconds:
             self._pending.appendleft(first)
         else:  # some formats land too late: read from the start instead
@@ -309,23 +333,14 @@ class PyavSource:
     def _frame(self, raw: av.VideoFrame, index: int, pts_seconds: float, jumped: bool) -> Frame:
         corrupt = raw.is_corrupt or self._damaged
         self._damaged = False
-        self.num_corrupt += corrupt
         return to_frame(
             raw,
             stream=self._stream,
             index=index,
             pts_seconds=pts_seconds,
-            average_fps=self.info.average_fps,
+            average_fps=self._average_fps,
             jumped=jumped,
             corrupt=corrupt,
             codec_context=self._track.codec_context,
+            is_ipt=self._is_ipt,
         )
-
-
-def _size(raw: av.VideoFrame) -> tuple[int, int]:
-    return raw.width, raw.height
-
-
-def _clock_seconds(raw: av.VideoFrame) -> float | None:
-    shown = pts_seconds_of(raw)
-    return dts_seconds_of(raw) if shown is None else shown

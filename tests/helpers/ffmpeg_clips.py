@@ -17,12 +17,12 @@ VP9 = "-c:v libvpx-vp9 -deadline realtime -cpu-used 8"
 RAW = ("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt")
 
 
-def make(folder, clips, *, seconds=0.4):
+def make(folder, clips, *, seconds=0.4, rate=25):
     """Clips of a moving, noisy pattern, all by one run of FFmpeg's program; name to path.
 
     ``clips`` has name to (encoding, suffix, size, filters).
     """
-    pattern = f"testsrc2=size=320x240:rate=25:duration={seconds}"
+    pattern = f"testsrc2=size=320x240:rate={rate}:duration={seconds}"
     noise = "noise=all_strength=20:all_flags=t,format=rgb24"
     command = ["-f", "lavfi", "-i", f"{pattern},{noise}"]
     paths = {}
@@ -34,10 +34,10 @@ def make(folder, clips, *, seconds=0.4):
     return paths
 
 
-def make_one(path, encoding, *, size=(320, 180), seconds=0.4, filters="null"):
+def make_one(path, encoding, *, size=(320, 180), seconds=0.4, filters="null", rate=25):
     """One such clip."""
     clip = {path.stem: (encoding, path.suffix[1:], size, filters)}
-    return make(path.parent, clip, seconds=seconds)[path.stem]
+    return make(path.parent, clip, seconds=seconds, rate=rate)[path.stem]
 
 
 def raw_all(folder, wanted):
@@ -71,10 +71,11 @@ def packed(frames):
     return b"".join(plane.tobytes() for f in frames for plane in f.planes.samples)
 
 
-def probed(path):
-    """What ffprobe tells of each frame in the order of presentation."""
+def probed(path, *, filters=None):
+    """What ffprobe tells of each frame in the order of presentation, perhaps after filters."""
+    shown = [str(path)] if filters is None else ["-f", "lavfi", f"movie={path},{filters}"]
     command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_frames", "-of", "json"]
-    done = subprocess.run([*command, str(path)], capture_output=True, check=True)
+    done = subprocess.run([*command, *shown], capture_output=True, check=True)
     return json.loads(done.stdout)["frames"]
 
 

@@ -88,7 +88,7 @@ def hlg_of(light):
 
 def planes_of_signal(signal, *, transfer="pq", peak=1000.0, bits=10, hdr=True):
     """R'G'B' signals, 0..1, as limited-range 4:4:4 Y'CbCr of BT.2020."""
-    kr, kg, kb = LUMINANCE
+    kr, _, kb = LUMINANCE
     luma = signal @ LUMINANCE
     cb, cr = (signal[..., 2] - luma) / (2 - 2 * kb), (signal[..., 0] - luma) / (2 - 2 * kr)
     scale = 2 ** (bits - 8)

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from dgiqa_stream.sources._planes import dynamic_range_of, planes_of
+from dgiqa_stream.sources._planes import planes_of
 from dgiqa_stream.types import ColorMatrix
 
 FORMATS_8_BIT = ["yuv420p", "yuv422p", "yuv444p", "yuv411p", "yuvj420p", "nv12", "nv16", "gray"]
@@ -111,11 +111,3 @@ def test_range_follows_tag(tag, full):
     frame.color_range = tag
     assert planes_of(frame).full_range is full
     assert planes_of(av.VideoFrame(64, 48, "yuvj420p")).full_range
-
-
-@pytest.mark.parametrize(("tag", "kind"), [(1, "sdr"), (2, "sdr"), (16, "pq"), (18, "hlg")])
-def test_dynamic_range_follows_transfer(tag, kind):
-    """PQ and HLG are known by their transfer function (ITU-T H.273)."""
-    frame = av.VideoFrame(64, 48, "yuv420p10le")
-    frame.color_trc = tag
-    assert dynamic_range_of(frame) == kind
