@@ -27,6 +27,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     without_twins: bool = False
     """Whether a student's training leaves out pictures with a twin in the validation part."""
+    leave_out: list[str] = []
+    """Degradations that no ladder and no unrated picture of a student's training may have."""
 
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

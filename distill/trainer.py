@@ -18,6 +18,7 @@ from distill.compute import Compute, make_compute
 from distill.curves import CURVES, draw_curves
 from distill.data.batch import Batch
 from distill.data.batches import BatchMaker
+from distill.data.leave_out import without_kinds
 from distill.data.training_data import TrainingData, open_packs
 from distill.data.twins import without_twins
 from distill.head_fit import fit_head_
@@ -65,6 +66,7 @@ def train(
     opened = open_packs(data) if isinstance(data, Path) else data
     if recipe.data.without_twins:
         opened = without_twins(opened)
+    opened = without_kinds(opened, recipe.data.leave_out)
     where = compute or make_compute("cpu", recipe.train.precision)
     fit = _Fit(recipe, opened, folder, where, num_steps)
     fit.begin(backbone, weights)

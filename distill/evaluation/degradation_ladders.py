@@ -69,8 +69,8 @@ def places_of_kind(index: int, number: int, num_contents: int) -> list[int]:
 
 
 def _scores(scorer: Scorer, picture: UnseenPicture, kind: str, seed: int) -> list[float]:
-    versions = ladder(kind, picture.rgb, seed=seed, content=picture.name)
-    return scores_of(scorer, [as_planes_420(rgb) for rgb in versions])
+    levels = ladder(kind, picture.rgb, seed=seed, content=picture.name)
+    return scores_of(scorer, [as_planes_420(rgb) for rgb in (picture.rgb, *levels)])
 
 
 def sum_up_degradations(scores: Scores, *, left_out: Collection[str] = ()) -> DegradationLadders:
