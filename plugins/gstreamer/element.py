@@ -128,7 +128,7 @@ class DgiqaQuality(GstBase.BaseTransform):  # type: ignore[misc]
     def do_set_caps(self, caps: Gst.Caps, _: Gst.Caps) -> bool:
         """Another size or format: the session goes on, and each message tells its frame's size."""
         self._video = GstVideo.VideoInfo.new_from_caps(caps)
-        self._layout = gst_video.layout_of(self._video, rotation=self._rotation)
+        self._layout = gst_video.layout_of(caps, rotation=self._rotation)
         return True
 
     def do_sink_event(self, event: Gst.Event) -> bool:
@@ -233,7 +233,7 @@ class DgiqaQuality(GstBase.BaseTransform):  # type: ignore[misc]
             corrupt=buffer.has_flags(Gst.BufferFlags.CORRUPTED),
             interlaced=gst_video.is_interlaced(video),
             rotation=layout.rotation,
-            dynamic_range=gst_video.dynamic_range_of(video),
+            dynamic_range=layout.hdr.transfer if layout.hdr else "sdr",
             discontinuity=jumped,
             received_at_seconds=time.time(),
         )

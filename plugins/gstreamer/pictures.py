@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dgiqa_stream.types import ColorMatrix, Planes
+from dgiqa_stream.types import ColorMatrix, HdrTags, Planes
 
 _HD_WIDTH, _HD_HEIGHT = 1280, 576  # untagged pictures: BT.709 from HD on, else BT.601
 
@@ -70,6 +70,7 @@ class Layout:
     full_range: bool = False
     rotation: int = 0
     """Clockwise turn, in degrees, that shows the picture upright."""
+    hdr: HdrTags | None = None
 
 
 def planes_of(data: Any, layout: Layout) -> Planes:
@@ -91,6 +92,7 @@ def planes_of(data: Any, layout: Layout) -> Planes:
         full_range=layout.full_range or kind.kind == "rgb",
         bit_depth=kind.bit_depth,
         rotation=layout.rotation,
+        hdr=layout.hdr,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import gi
 
@@ -14,7 +14,7 @@ for _namespace in ("Gst", "GstVideo"):
 from gi.repository import Gst, GstVideo  # noqa: E402
 
 from dgiqa_stream.errors import SourceUnsupported  # noqa: E402
-from dgiqa_stream.types import ColorMatrix, DynamicRange, Planes  # noqa: E402
+from dgiqa_stream.types import ColorMatrix, HdrTags, Planes  # noqa: E402
 from plugins.gstreamer.pictures import Layout, planes_of, untagged_matrix  # noqa: E402
 
 _MATRIX = {
@@ -24,16 +24,23 @@ _MATRIX = {
     GstVideo.VideoColorMatrix.SMPTE240M: ColorMatrix.BT709,  # K_R 0.212, K_B 0.087
     GstVideo.VideoColorMatrix.BT2020: ColorMatrix.BT2020,
 }
-_DYNAMIC_RANGE: dict[Any, DynamicRange] = {
+_TRANSFER: dict[Any, Literal["pq", "hlg"]] = {
     GstVideo.VideoTransferFunction.SMPTE2084: "pq",
     GstVideo.VideoTransferFunction.ARIB_STD_B67: "hlg",
 }
+_PRIMARIES: dict[Any, Literal["bt709", "p3"]] = {
+    GstVideo.VideoColorPrimaries.BT709: "bt709",
+    GstVideo.VideoColorPrimaries.SMPTEEG432: "p3",
+}
+_DEFAULT_PEAK_CD_M2 = 1000.0
+_PEAKS_CD_M2 = (1.0, 10_000.0)  # what lies outside is a field left empty or in another unit
 _FULL_RANGE = GstVideo.VideoColorRange(1)  # its name, 0_255, is none in Python
 _ROTATION = {f"rotate-{degrees}": degrees for degrees in (0, 90, 180, 270)}
 
 
-def layout_of(video: Any, *, rotation: int = 0) -> Layout:
-    """The layout of buffers that have none of their own; ``video`` is a ``GstVideo.VideoInfo``."""
+def layout_of(caps: Gst.Caps, *, rotation: int = 0) -> Layout:
+    """The layout of buffers that have none of their own."""
+    video = GstVideo.VideoInfo.new_from_caps(caps)
     colours = video.colorimetry
     return Layout(
         format=video.finfo.name,
@@ -44,6 +51,7 @@ def layout_of(video: Any, *, rotation: int = 0) -> Layout:
         matrix=_MATRIX.get(colours.matrix) or untagged_matrix(video.width, video.height),
         full_range=colours.range == _FULL_RANGE,
         rotation=rotation,
+        hdr=_hdr_tags(colours, caps.get_structure(0)),
     )
 
 
@@ -76,11 +84,6 @@ def mapped(buffer: Gst.Buffer, layout: Layout) -> Iterator[Planes]:
         yield planes
 
 
-def dynamic_range_of(video: Any) -> DynamicRange:
-    """SDR, or which HDR transfer function the caps name."""
-    return _DYNAMIC_RANGE.get(video.colorimetry.transfer, "sdr")
-
-
 def is_interlaced(video: Any) -> bool:
     """Whether frames may hold two fields."""
     return bool(video.interlace_mode != GstVideo.VideoInterlaceMode.PROGRESSIVE)
@@ -93,3 +96,20 @@ def rotation_of(tags: Gst.TagList) -> int | None:
     """
     found, text = tags.get_string("image-orientation")
     return _ROTATION.get(text, 0) if found else None
+
+
+def _hdr_tags(colours: Any, caps: Gst.Structure) -> HdrTags | None:
+    transfer = _TRANSFER.get(colours.transfer)
+    if transfer is None:
+        return None
+    return HdrTags(transfer, _peak_of(caps), _PRIMARIES.get(colours.primaries, "bt2020"))
+
+
+def _peak_of(caps: Gst.Structure) -> float:
+    """The brightest light in cd/m²: the lower of the mastering display's peak and MaxCLL."""
+    display = caps.get_string("mastering-display-info") or ""  # .. its peak and its black, in 1e-4
+    content = caps.get_string("content-light-level") or ""  # MaxCLL:MaxFALL
+    numbers = [(display.split(":")[-2:-1], 1e-4), (content.split(":")[:1], 1.0)]
+    told = [float(text) * unit for texts, unit in numbers for text in texts if text]
+    low, high = _PEAKS_CD_M2
+    return min((peak for peak in told if low <= peak <= high), default=_DEFAULT_PEAK_CD_M2)

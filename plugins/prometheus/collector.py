@@ -20,7 +20,7 @@ _RESULTS = {  # of `dgiqa_frames_total`: the counts of a status message that it 
 }
 
 
-class BoardCollector(Collector):
+class BoardCollector(Collector):  # type: ignore[misc, unused-ignore]  # Any without the extra
     """Reads the board when it is scraped, so that nothing outlives what it stands for."""
 
     def __init__(self, board: Board) -> None:

@@ -144,5 +144,6 @@ def registry_of(board: Board) -> CollectorRegistry:
 def _refusal(address: Address, exc: OSError) -> DgiqaError:
     if exc.errno == errno.EADDRINUSE:
         return SinkError(f"{address} is in use: choose another with --listen HOST:PORT")
-    reason = os.strerror(exc.errno) if (exc.errno or 0) > 0 else exc.strerror or str(exc)
+    is_system = exc.errno is not None and exc.errno > 0  # a name that is not found has another kind
+    reason = os.strerror(exc.errno) if is_system and exc.errno else exc.strerror or str(exc)
     return ConfigError(f"cannot listen on {address}: {reason}; choose another with --listen")

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import gi
 
-for namespace in ("Gst", "GstVideo"):
-    gi.require_version(namespace, "1.0")
+gi.require_version("Gst", "1.0")
 import numpy as np  # noqa: E402
-from gi.repository import Gst, GstVideo  # noqa: E402
+from gi.repository import Gst  # noqa: E402
 
 SECOND = Gst.SECOND
 WAIT = 120 * SECOND
@@ -183,7 +182,7 @@ def pictures(*formats: str) -> None:
         found = []
         for sink in ("ours", "theirs"):
             sample = player.pipeline.get_by_name(sink).emit("pull-sample")
-            layout = video.layout_of(GstVideo.VideoInfo.new_from_caps(sample.get_caps()))
+            layout = video.layout_of(sample.get_caps())
             buffer = sample.get_buffer()
             with video.mapped(buffer, video.layout_in(buffer, layout)) as planes:
                 found.append(reduced_rgb(planes, longest_px=1000).astype(int))

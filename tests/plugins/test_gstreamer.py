@@ -34,19 +34,26 @@ def gstreamer(tmp_path_factory):
 @pytest.fixture
 def environment(gstreamer, missing_server):
     """What a user sets, so that GStreamer finds the element."""
+    servers.require_ffmpeg(missing_server)
     return gstreamer(missing_server)
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """Three seconds of H.264 with B-frames whose quality differs from second to second."""
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+def clips(tmp_path_factory):
+    """Three seconds of H.264 with B-frames whose quality differs from second to second, by name."""
+    folder = tmp_path_factory.mktemp("clips")
+    paths = {name: folder / f"{name}.mp4" for name in ("plain", "turned", "pq")}
     pattern = "testsrc2=size=426x240:rate=25:duration=3,gblur=sigma=4:enable='between(t,1,2)'"
+    coded = ["-c:v", "libx264", "-preset", "fast", "-bf", "2", "-crf", "30"]
     servers.ffmpeg(
-        "-f", "lavfi", "-i", f"{pattern},format=yuv420p",
-        "-c:v", "libx264", "-preset", "fast", "-bf", "2", "-crf", "30", path,
+        "-f", "lavfi", "-i", f"{pattern},format=yuv420p", *coded, paths["plain"],
     )  # fmt: skip
-    return path
+    servers.ffmpeg(
+        "-i", paths["plain"], "-c", "copy", "-metadata:s:v:0", "rotate=90", paths["turned"]
+    )
+    tags = ["-color_primaries", "bt2020", "-color_trc", "smpte2084", "-colorspace", "bt2020nc"]
+    servers.ffmpeg("-f", "lavfi", "-i", f"{pattern},format=yuv420p10le", *coded, *tags, paths["pq"])
+    return paths
 
 
 def scores(messages):
@@ -58,9 +65,13 @@ def scores(messages):
     }
 
 
-def test_a_file_scores_as_on_the_command_line(environment, missing_server, clip):
-    """A decoded H.264 file: the frames that are scored, and each score, are those of `score`."""
-    servers.require_ffmpeg(missing_server)
+@pytest.mark.parametrize("name", ["plain", "turned", "pq"])
+def test_a_file_scores_as_on_the_command_line(environment, clips, name):
+    """A decoded H.264 file: the frames that are scored, and each score, are those of `score`.
+
+    The same holds where a tag turns the picture, and for HDR.
+    """
+    clip = clips[name]
     ran = gst_runs.launch(
         environment,
         f"filesrc location={clip} ! qtdemux ! avdec_h264 ! dgiqaquality fps=4 overload=wait "
@@ -79,6 +90,9 @@ def test_a_file_scores_as_on_the_command_line(environment, missing_server, clip)
     assert found == pytest.approx(wanted, abs=INFERENCE)
     assert max(found.values()) - min(found.values()) > 5
     assert {fields["stream"] for _, fields in ran.messages} == {"cam1"}
+    frames = [fields for kind, fields in ran.messages if kind == "dgiqa-frame"]
+    assert {f["frame.width"] for f in frames} == {240 if name == "turned" else 426}
+    assert {f["frame.dynamic_range"] for f in frames} == {"pq" if name == "pq" else "sdr"}
 
 
 def test_messages_are_those_of_the_wire(environment):
@@ -183,10 +197,9 @@ def test_stops_and_starts_again(environment):
     assert rows[-1]["rss"] - rows[3]["rss"] < 20e6, [row["rss"] // 10**6 for row in rows]
 
 
-def test_seeking_goes_on_in_one_session_until_the_end(environment, missing_server, clip):
+def test_seeking_goes_on_in_one_session_until_the_end(environment, clips):
     """After a seek time goes on and one frame tells of the jump; after the end a session begins."""
-    servers.require_ffmpeg(missing_server)
-    rows = gst_runs.application(environment, "seek", clip)
+    rows = gst_runs.application(environment, "seek", clips["plain"])
     assert [row["end"] for row in rows if "end" in row] == ["eos", "eos"]
     frames = [row for row in rows if row.get("name") == "dgiqa-frame"]
     finals = [row for row in rows if row.get("name") == "dgiqa-final"]
