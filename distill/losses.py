@@ -39,6 +39,19 @@ def ladder_loss(logits: Tensor, levels: Tensor, margin: float) -> Tensor:
     return hinge.sum() / worse.sum().clamp_min(1)
 
 
+def falls_loss(logits: Tensor, pseudo_mos: Tensor, confidence: Tensor) -> Tensor:
+    """How far pictures lie below the clean picture of their content, all (G, L), it first.
+
+    Each should have the clean picture's quality times its pseudo-MOS, which is 1 for a picture as
+    good as the clean one. The clean picture's quality is taken as the student has it: no gradient
+    goes into it. Binary cross-entropy less its smallest value, weighed by ``confidence`` 0..1;
+    pictures without a pseudo-MOS count nothing.
+    """
+    clean = torch.sigmoid(logits[:, :1]).detach()  # (G, 1)
+    wanted, weights = clean * pseudo_mos[:, 1:], confidence[:, 1:]
+    return teacher_score_loss(logits[:, 1:].flatten(), wanted.flatten(), weights.flatten())
+
+
 def pseudo_mos_loss(logits: Tensor, pseudo_mos: Tensor, confidence: Tensor) -> Tensor:
     """Binary cross-entropy less its smallest value, against labels that were computed, all (N,).
 

@@ -28,10 +28,11 @@ from distill.distilling import (
     relation_similarity_loss,
     teacher_score_loss,
 )
-from distill.losses import ladder_loss, plcc_loss, pseudo_mos_loss, score_loss
+from distill.losses import falls_loss, ladder_loss, plcc_loss, pseudo_mos_loss, score_loss
 from distill.models.qfm import QfmLosses, QfmRegulariser, pseudo_labels
-from distill.models.student import CHANNELS, HEAD_WIDTH, NUM_SHARED, Student, StudentOutput
-from distill.recipe import LossConfig, Recipe
+from distill.models.student import HEAD_WIDTH, Student, StudentOutput
+from distill.models.trunks import CHANNELS, NUM_SHARED, make_trunk
+from distill.recipe import LossConfig, Recipe, TrainConfig
 
 _MAP_CHANNELS = CHANNELS[NUM_SHARED - 1]
 _SEED_OFFSET = 5
@@ -47,7 +48,7 @@ class Objective(nn.Module):
     def __init__(self, recipe: Recipe, data: TrainingData) -> None:
         super().__init__()
         self.train_config, self.losses = recipe.train, recipe.losses
-        _refuse_unfounded(recipe.losses, data)
+        _refuse_unfounded(recipe.losses, recipe.train, data)
         shapes = data.labels.manifest.shapes if data.labels else None
         with torch.random.fork_rng(devices=[]):  # the student's own draws stay what they were
             torch.manual_seed(recipe.train.seed + _SEED_OFFSET)
@@ -66,7 +67,9 @@ class Objective(nn.Module):
             if losses.gated:
                 self.gated = VectorAdapter(_MAP_CHANNELS, shapes.pooled)
         if any(getattr(losses, name) for name in _SEMANTIC):
-            self.semantic = QfmRegulariser(Student().hidden.in_features)
+            self.semantic = QfmRegulariser(
+                Student(trunk=make_trunk(recipe.model)).hidden.in_features
+            )
 
     def forward(
         self, told: StudentOutput, batch: Batch[Tensor], head: Callable[[Tensor], Tensor]
@@ -112,6 +115,14 @@ class Objective(nn.Module):
 
     def _pseudo(self, logits: Tensor, batch: Batch[Tensor]) -> dict[str, Tensor]:
         parts: dict[str, Tensor] = {}
+        if self.losses.falls and batch.num_ladders:
+            of_ladders = batch.ladders >= 0
+            shape = (batch.num_ladders, -1)
+            parts["falls"] = self.losses.falls * falls_loss(
+                logits[of_ladders].view(shape),
+                batch.pseudo_mos[of_ladders].view(shape),
+                batch.confidence[of_ladders].view(shape),
+            )
         if self.losses.pseudo_mos:
             parts["pseudo_mos"] = self.losses.pseudo_mos * pseudo_mos_loss(
                 logits, batch.pseudo_mos, batch.confidence
@@ -217,7 +228,7 @@ def teacher_weights(teacher: TeacherTargets[Tensor], temperature: float) -> tupl
     return weights, scores
 
 
-def _refuse_unfounded(losses: LossConfig, data: TrainingData) -> None:
+def _refuse_unfounded(losses: LossConfig, train: TrainConfig, data: TrainingData) -> None:
     asked = losses.needing_teacher()
     if asked and data.labels is None:
         raise ConfigError(
@@ -231,6 +242,8 @@ def _refuse_unfounded(losses: LossConfig, data: TrainingData) -> None:
         )
     records = data.unrated.records if data.unrated else []
     asked = losses.needing_pseudo_mos()
+    if losses.falls and not train.ladders_from_clean:
+        raise ConfigError("the loss falls compares with the clean picture: set ladders_from_clean")
     if asked and not any(getattr(r, "pseudo_mos", None) is not None for r in records):
         raise ConfigError(
             f"the recipe's loss {asked[0]} needs pseudo-MOS: give shards that were made with "

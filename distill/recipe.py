@@ -44,7 +44,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_epochs: Count
     """Epochs of the head alone on frozen features, before the trunk moves."""
     trunk_rate: Rate
-    """Largest step of the trunk's tensors, as a share of each one's own RMS."""
+    """Largest step of the trunk's tensors, as a share of each one's own RMS; of a normalised trunk,
+    whose tensors are of one size, the step itself."""
     head_rate: Rate
     warmup_steps: int
     weight_decay: float
@@ -58,12 +59,40 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Training crops keep at least this share of each side."""
     num_steps: Count | None = None
     """Steps instead of ``num_epochs``; the schedule of the rates ends there."""
+    mixed_ladders: Share = 0.0
+    """Share of the contents of a step that give pictures of any damage instead of one ladder; their
+    order is what pseudo-MOS says, so only ``falls`` reads them."""
+    ladders_from_clean: bool = False
+    """Whether the clean picture is always among those of a ladder."""
     unrated_batch: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Pictures without a human rating that a step takes from shards, beside its ladders."""
     num_accumulated: Count = 1
     """Batches whose gradients make one step."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Of convolutions and products; auto is bf16, or fp16 on a GPU that lacks it."""
+
+
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which network the student looks with."""
+
+    trunk: Literal["mobilenetv2", "fast"] = "mobilenetv2"
+    """fast: a few dense convolutions in place of MobileNetV2's first stages, and no last one."""
+    front_width: Count = 32
+    front_depth: Count = 3
+    normalised: bool = False
+    """Train with BatchNorms, their statistics standing still; they are folded when it is done."""
+
+
+class ImitationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a front is taught."""
+
+    num_steps: Count = 1500
+    rate: Rate = 2e-3
+    warmup_steps: int = 100
+    weight_decay: Weight = 0.01
+    ema_decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.998
+    mean_weight: Positive = 3.0
+    """Of the means over the picture, beside the map place by place."""
 
 
 class LossConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +117,8 @@ class LossConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rank_mos: Weight = 0.0
     rank_pseudo_mos: Weight = 0.0
     pseudo_mos: Weight = 0.0
+    falls: Weight = 0.0
+    """On ladders from the clean picture: its score, as the student has it, times the pseudo-MOS."""
     gated_score: Weight = 0.0
     """The score from features whose channels a gate weighs, for the next two."""
     insensitivity: Weight = 0.0
@@ -104,7 +135,7 @@ class LossConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def needing_pseudo_mos(self) -> list[str]:
         """The losses that are asked for and need pseudo-MOS."""
-        return [name for name in ("pseudo_mos", "rank_pseudo_mos") if getattr(self, name)]
+        return [name for name in ("pseudo_mos", "rank_pseudo_mos", "falls") if getattr(self, name)]
 
 
 TEACHER_LOSSES = (
@@ -142,6 +173,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The student's two, in its order; their sizes may differ."""
     data: DataConfig
     train: TrainConfig
+    model: ModelConfig = ModelConfig()
+    imitate: ImitationConfig = ImitationConfig()
     losses: LossConfig = LossConfig()
     chain: ChainConfig | None = None
 

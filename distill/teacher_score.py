@@ -36,9 +36,9 @@ from dgiqa_stream.preprocess import reduced_rgb, stored_region
 from dgiqa_stream.scorer import Prediction, Scorer
 from dgiqa_stream.types import Crop, FrameBatch, Planes
 from distill.data.depth import DepthProvider, Map, Rgb, three_channels
-from distill.models.student import IMAGENET_MEAN, IMAGENET_STD
 from distill.models.teacher import CROP_PX
 from distill.models.teacher_file import LoadedTeacher, Teacher
+from distill.models.trunks import IMAGENET_MEAN, IMAGENET_STD
 from distill.say import say
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from distill.say import say
 
 if TYPE_CHECKING:
     from distill.compute import Compute, Precision
+    from distill.data.training_data import TrainingData
 
 _GPU_CROPS, _CPU_CROPS = 144, 9
 _MOST_WORKERS = 8
@@ -74,6 +75,9 @@ def train(
     *,
     backbone: Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")],
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
+    front: Annotated[
+        Path | None, typer.Option(help="What `front` wrote: a fast trunk begins with it.")
+    ] = None,
     packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
     shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
     labels: Annotated[Path | None, typer.Option(help="What `label` wrote, of the shards.")] = None,
@@ -84,21 +88,58 @@ def train(
     ] = None,
     threads: Threads = 0,
 ) -> None:
-    """Fit the student of a recipe, to packs or to shards and a teacher's labels.
+    """Fit the student of a recipe, to packs, to shards and a teacher's labels, or to both.
 
+    Of packs and shards given together, the rated pictures are the packs'.
     Interrupt it at will: it goes on from its last checkpoint.
     """
-    from distill.data.training_data import open_packs, open_shards
     from distill.recipe import load_recipe
     from distill.trainer import train as fit
 
     settings = load_recipe(recipe)
     compute = begin_training(device, settings.train.precision, threads=threads, workers=workers)
-    if (packs is None) == (shards is None) or (labels is not None and shards is None):
-        raise ConfigError("training learns from --packs, or from --shards with or without --labels")
-    opened = open_packs(packs) if packs else open_shards(shards or Path(), labels)
-    best = fit(settings, opened, run, backbone=backbone, num_steps=steps, compute=compute)
+    opened = _opened(packs, shards, labels)
+    best = fit(
+        settings, opened, run, backbone=backbone, front=front, num_steps=steps, compute=compute
+    )
     typer.echo(json.dumps(best, indent=1))
+
+
+def front(
+    recipe: Annotated[Path, typer.Argument(help="Of a student with a fast trunk.")],
+    *,
+    backbone: Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")],
+    run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
+    packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Teach the front of a fast trunk to imitate MobileNetV2's first stages; needs no label.
+
+    Interrupt it at will: it goes on from its last checkpoint.
+    """
+    from distill.imitating import train_front
+    from distill.recipe import load_recipe
+
+    settings = load_recipe(recipe)
+    compute = begin_training(device, settings.train.precision, threads=threads)
+    opened = _opened(packs, shards, None)
+    left = train_front(settings, opened, run, backbone=backbone, compute=compute)
+    say(f"{left:.4f} of the variance is left unexplained; the front is in {run}")
+
+
+def _opened(packs: Path | None, shards: Path | None, labels: Path | None) -> TrainingData:
+    from distill.data.training_data import open_both, open_packs, open_shards
+
+    if (packs is None and shards is None) or (labels is not None and (shards is None or packs)):
+        raise ConfigError(
+            "training learns from --packs, from --shards with or without --labels, or from packs "
+            "and shards"
+        )
+    if packs and shards:
+        return open_both(packs, shards)
+    return open_packs(packs) if packs else open_shards(shards or Path(), labels)
 
 
 def begin_training(

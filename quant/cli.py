@@ -51,7 +51,8 @@ def export(
     import msgspec
     import torch
 
-    from distill.models.student import INPUT_MEAN, INPUT_STD, Deployed, load_student
+    from distill.models.student import Deployed, load_student
+    from distill.models.trunks import INPUT_MEAN, INPUT_STD
     from distill.recipe import load_recipe
     from quant.export_onnx import export_graph, write_model
     from quant.qat import snap_weights_

@@ -21,8 +21,8 @@ from distill.ablations.settings import Settings
 from distill.data.depth import ClassicalDepth, three_channels
 from distill.data.loader import read_ahead
 from distill.models.backbones import MobileNetPyramid
-from distill.models.student import CHANNELS, Trunk, load_imagenet_
 from distill.models.teacher import CROP_PX
+from distill.models.trunks import CHANNELS, Trunk, load_imagenet_
 from distill.say import say, show_progress
 from distill.teacher_score import with_smallest_side
 from distill.teachers.pictures import PackPictures, crop

@@ -20,8 +20,8 @@ from distill.ablations.features import LATE, SIDE, STAGES, Seen
 from distill.ablations.settings import Settings
 from distill.models.glint import NUM_BLOCKS, ProgressiveIntegration
 from distill.models.qfm import QfmRegulariser
-from distill.models.student import CHANNELS
 from distill.models.teacher import Dgiqa, TeacherSpec
+from distill.models.trunks import CHANNELS
 from distill.optimising import learning_rate_share
 from distill.teachers.training import weighted_plcc_loss
 

@@ -46,7 +46,13 @@ class BatchMaker:
         self._ladders: LadderDraws | None = None
         if config.ladder_weight or data.unrated is None:
             self._ladders = LadderDraws(
-                data.ladders, fragments, groups=groups, levels=levels, **common
+                data.ladders,
+                fragments,
+                groups=groups,
+                levels=levels,
+                mixed=config.mixed_ladders,
+                from_clean=config.ladders_from_clean,
+                **common,
             )
 
     def per_epoch(self) -> int:
@@ -102,7 +108,7 @@ class BatchMaker:
             confidence=np.nan_to_num(_numbers(trust)),
             contents=np.array([self._contents[d.record.content] for d in drawn], np.int64),
             ladders=np.array(ladders, np.int64),
-            levels=np.array([d.record.level or 0 for d in drawn], np.int64),
+            levels=np.array([d.record.level or 0 if d.is_level else 0 for d in drawn], np.int64),
             num_ladders=len(set(ladders) - {NO_LADDER}),
             left_out=tuple(left_out),
         )

@@ -89,6 +89,8 @@ class Draw:
     look: Look
     ladder: int = NO_LADDER
     """Which of the step's ladders it is a level of."""
+    is_level: bool = True
+    """Whether the record's level says how it compares with the others of that ladder."""
 
 
 class EpochDraws:
@@ -134,7 +136,10 @@ class EpochDraws:
 
 
 class LadderDraws:
-    """Groups of one content at several levels of one degradation; a group shares one look."""
+    """Groups of one content at several levels of one degradation; a group shares one look.
+
+    Some groups may be mixed instead: pictures of one content with any damage, chains too.
+    """
 
     def __init__(
         self,
@@ -145,11 +150,21 @@ class LadderDraws:
         levels: int,
         seed: int,
         smallest_crop: float,
+        mixed: float = 0.0,
+        from_clean: bool = False,
         split: str = "train",
     ) -> None:
+        """Draw from the ladders of a split.
+
+        Args:
+            mixed: share of groups that are mixed.
+            from_clean: whether the first of every group is the clean picture.
+        """
         self.view, self.groups, self.levels = view, groups, levels
         self.seed, self.smallest_crop = seed, smallest_crop
+        self.mixed, self.from_clean = mixed, from_clean
         self.ladders = ladders_of(pictures.records, split)
+        self._all = _mixtures(pictures.records, split) if mixed else {}
         lengths = [len(ladder) for by_name in self.ladders.values() for ladder in by_name.values()]
         if min(lengths, default=0) < levels:
             raise ValueError(
@@ -164,12 +179,31 @@ class LadderDraws:
         drawn: list[Draw] = []
         places = rng.choice(contents, self.groups, replace=len(contents) < self.groups)
         for number, content in enumerate(places):
-            by_name = self.ladders[str(content)]
-            ladder = by_name[sorted(by_name)[int(rng.integers(len(by_name)))]]
-            chosen = sorted(rng.choice(len(ladder), self.levels, replace=False))
+            is_mixed = bool(self.mixed) and rng.uniform() < self.mixed
+            pictures = self._of(str(content), rng, is_mixed=is_mixed)
             look = random_look(rng, self.smallest_crop, self.view)
-            drawn += [Draw(ladder[i], look, number) for i in chosen]
+            drawn += [Draw(record, look, number, not is_mixed) for record in pictures]
         return drawn
+
+    def _of(self, content: str, rng: np.random.Generator, *, is_mixed: bool) -> list[AnyRecord]:
+        """The pictures of one group, by rising level where they are of one ladder."""
+        by_name = self.ladders[content]
+        ladder = by_name[sorted(by_name)[int(rng.integers(len(by_name)))]]
+        if is_mixed and len(self._all[content]) >= self.levels:
+            ladder = self._all[content]
+        if self.from_clean:
+            others = rng.choice(len(ladder) - 1, self.levels - 1, replace=False) + 1
+            return [ladder[0], *(ladder[i] for i in sorted(others))]
+        return [ladder[i] for i in sorted(rng.choice(len(ladder), self.levels, replace=False))]
+
+
+def _mixtures(records: Sequence[AnyRecord], split: str) -> dict[str, list[AnyRecord]]:
+    """Content to all of its pictures, the clean one first."""
+    found: dict[str, list[AnyRecord]] = defaultdict(list)
+    for record in records:
+        if record.split == split:
+            found[record.content].append(record)
+    return {c: sorted(rs, key=lambda r: r.degradation != "clean") for c, rs in found.items()}
 
 
 def ladders_of(records: Sequence[AnyRecord], split: str) -> dict[str, dict[str, list[AnyRecord]]]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
-from distill.models.student import (
+from distill.models.trunks import (
     CHANNELS,
     IMAGENET_MEAN,
     IMAGENET_STD,

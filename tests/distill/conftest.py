@@ -91,12 +91,17 @@ def recipe(small_views) -> Recipe:
 def recipe_file(recipe, tmp_path_factory) -> Path:
     """The recipe as TOML."""
     made = msgspec.to_builtins(recipe)
+    written = {True: "true", False: "false"}
+
+    def value(v: object) -> str:
+        return written[v] if isinstance(v, bool) else repr(v)
+
     lines = [f"name = {made['name']!r}"]
     for view in made["views"]:
-        lines += ["[[views]]", *(f"{k} = {v!r}" for k, v in view.items())]
-    for table in ("data", "train"):
+        lines += ["[[views]]", *(f"{k} = {value(v)}" for k, v in view.items())]
+    for table in ("data", "model", "imitate", "train"):
         values = {k: v for k, v in made[table].items() if v is not None}
-        lines += [f"[{table}]", *(f"{k} = {v!r}" for k, v in values.items())]
+        lines += [f"[{table}]", *(f"{k} = {value(v)}" for k, v in values.items())]
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
     path.write_text("\n".join(lines) + "\n")
     return path

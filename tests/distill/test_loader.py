@@ -14,7 +14,7 @@ import pytest
 
 from dgiqa_stream.preprocess import make_batch
 from distill.data.batches import BatchMaker
-from distill.data.loader import random_look, read_ahead, views_of
+from distill.data.loader import LadderDraws, random_look, read_ahead, views_of
 from distill.data.packed import Pack, Record, as_planes_420, write_pack
 from distill.data.training_data import TrainingData
 
@@ -237,6 +237,34 @@ def test_a_ladder_shares_one_look(tmp_path, make_picture, ladder_loader):
         for view in batch.views.values():
             plain = view.astype(int) - 10 * batch.levels[0][:, None, None, None]
             assert np.abs(plain - plain[0]).max() <= 1  # rounding
+
+
+def test_groups_from_the_clean_picture_begin_with_it(packs, small_views):
+    """Every group's first picture is the clean one of its content; the others lie on one ladder."""
+    draws = LadderDraws(
+        Pack(packs / "ladders"), small_views[1], groups=2, levels=3, seed=1, smallest_crop=0.9,
+        from_clean=True,
+    )  # fmt: skip
+    for step in range(20):
+        drawn = draws(step)
+        for group in (drawn[:3], drawn[3:]):
+            first, *others = (d.record for d in group)
+            assert first.degradation == "clean"
+            assert {r.content for r in others} == {first.content}
+            assert len({r.degradation for r in others}) == 1
+            assert 0 < others[0].level < others[1].level
+
+
+def test_mixed_groups_have_any_damage_and_no_order(packs, small_views):
+    """All mixed: groups of several kinds of damage come, and no level of theirs is compared."""
+    draws = LadderDraws(
+        Pack(packs / "ladders"), small_views[1], groups=1, levels=4, seed=1, smallest_crop=0.9,
+        mixed=1.0, from_clean=True,
+    )  # fmt: skip
+    groups = [draws(step) for step in range(20)]
+    assert max(len({d.record.degradation for d in group[1:]}) for group in groups) == 2
+    assert not any(d.is_level for group in groups for d in group)
+    assert all(len({d.record.name for d in group}) == 4 for group in groups)
 
 
 def test_too_many_levels_are_refused(ladder_loader):

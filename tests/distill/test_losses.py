@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from distill.losses import ladder_loss, plcc_loss, score_loss  # noqa: E402
+from distill.losses import falls_loss, ladder_loss, plcc_loss, score_loss  # noqa: E402
 
 LOGITS = torch.tensor([-2.0, -0.3, 0.0, 1.7, 4.0])
 
@@ -110,3 +111,26 @@ def test_ladder_loss_ignores_equal_levels():
     loss.backward()
     assert loss.item() == 0
     assert logits.grad.abs().max() == 0
+
+
+def test_falls_are_shares_of_the_clean_quality():
+    """Zero where every picture has the clean one's quality times its pseudo-MOS, above otherwise;
+    a picture of confidence 0 counts nothing, and the clean picture's logit gets no gradient.
+    """
+    clean = torch.tensor([[0.8], [0.5]])
+    share = torch.tensor([[1.0, 0.75, 0.25], [1.0, 0.5, 0.1]])
+    logits = torch.logit(clean * share).requires_grad_()
+    trust = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    assert abs(falls_loss(logits, share, trust).item()) < 1e-6
+    ignored = share.clone()
+    ignored[1, 2] = 0.9
+    assert abs(falls_loss(logits, ignored, trust).item()) < 1e-6
+    wrong = share.clone()
+    wrong[0, 1] = 0.5
+    loss = falls_loss(logits, wrong, trust)
+    # one of three pictures that count should have 0.4 and has 0.6
+    expected = (0.4 * np.log(0.4 / 0.6) + 0.6 * np.log(0.6 / 0.4)) / 3
+    assert abs(loss.item() - expected) < 1e-5
+    loss.backward()
+    assert (logits.grad[:, 0] == 0).all()
+    assert logits.grad[0, 1] > 0

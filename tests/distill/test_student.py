@@ -7,12 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from distill.models.student import (  # noqa: E402
+from distill.models.student import Deployed, Student  # noqa: E402
+from distill.models.trunks import (  # noqa: E402
     INPUT_MEAN,
     INPUT_STD,
     TAPPED,
-    Deployed,
-    Student,
     Trunk,
     load_imagenet_,
 )

@@ -21,7 +21,8 @@ from distill.data.packed import Pack, write_pack  # noqa: E402
 from distill.data.training_data import open_packs  # noqa: E402
 from distill.head_fit import fit_head_  # noqa: E402
 from distill.losses import score_loss  # noqa: E402
-from distill.models.student import Student, load_imagenet_  # noqa: E402
+from distill.models.student import Student  # noqa: E402
+from distill.models.trunks import load_imagenet_  # noqa: E402
 from distill.optimising import Averaged, learning_rate_share, relative_rates  # noqa: E402
 from distill.validating import ladder_order, predict, tensors  # noqa: E402
 
