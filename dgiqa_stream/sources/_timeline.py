@@ -31,7 +31,7 @@ class Timeline:
         self._frame_seconds = frame_seconds if usable and frame_seconds else _DEFAULT_FRAME_SECONDS
         self._wrap_seconds = wrap_seconds
         self._max_ahead_seconds = max(_MAX_AHEAD_SECONDS, 2 * self._frame_seconds)
-        self._has_pts = False
+        self._has_pts = self._has_stamp = False
         self._goes_by_dts = False
         self._pts = _Order(_MAX_REORDERED_FRAMES * self._frame_seconds)
         self._dts = _Order(_MAX_REORDERED_FRAMES * self._frame_seconds)
@@ -50,6 +50,8 @@ class Timeline:
         """
         was_by_dts, has_begun = self._goes_by_dts, self._last is not None
         stamp = self._choose(pts_seconds, dts_seconds)
+        is_first_stamp = not self._has_stamp
+        self._has_stamp = self._has_stamp or stamp is not None
         if has_begun and stamp is not None and self._goes_by_dts != was_by_dts:
             return self._jump(stamp), False
         if self._last is None:
@@ -60,7 +62,7 @@ class Timeline:
         stamp = self._unwrap(stamp)
         ahead = stamp - self._clock
         if not -_MAX_BACK_SECONDS <= ahead <= self._max_ahead_seconds:
-            return self._jump(stamp), True
+            return self._jump(stamp), not is_first_stamp  # before, our clock had to be made up
         self._clock = max(stamp, self._clock)
         if stamp + self._offset > self._last:
             self._num_nudges = 0

@@ -54,6 +54,13 @@ def test_missing_stamps_are_extrapolated():
     assert not any(jumps)
 
 
+def test_the_first_stamp_is_no_jump():
+    """Where the first frames have no stamp, the first one only says where the clock is."""
+    times, jumps = placed([None, None, 3600.0, 3600.04, 7200.0])
+    assert times == pytest.approx([0.0, 0.04, 0.08, 0.12, 0.16])
+    assert jumps == [False] * 4 + [True]
+
+
 def test_decoding_stamps_stand_in():
     """A stream that has decoding stamps only is placed by them."""
     timeline = Timeline(frame_seconds=0.04)
