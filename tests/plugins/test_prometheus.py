@@ -273,6 +273,28 @@ def test_an_encrypted_publisher_is_heard(tmp_path, board, factory_of):
     assert threading.active_count() == before
 
 
+def test_a_publisher_that_refuses_is_told_of_and_ends_nothing(tmp_path, board, caplog, factory_of):
+    """Keys that the publisher does not know: an error in the log, the publisher down, no hang."""
+    ours, theirs = keys_for(tmp_path)
+    (ours / "exporter.key").unlink()
+    make_keys(tmp_path / "other", "client")
+    shutil.copy(tmp_path / "other" / "client.key", ours / "other.key")
+    endpoint = f"ipc://{tmp_path}/pub"
+    sink = ZeromqSink(PublishSettings(endpoint=endpoint, curve_dir=str(ours)))
+    place = Address("127.0.0.1", 0)
+    with Exporter(board, [endpoint], place, curve_dir=str(theirs)) as exporter:
+
+        def is_refused():
+            sink.tick()
+            return "refused this client" in caplog.text
+
+        runs.eventually(is_refused, "a refusal")
+        up = runs.value(str(exporter.address), "dgiqa_publisher_up", publisher=endpoint)
+        assert up == 0
+    sink.close()
+    assert "trying again" in caplog.text
+
+
 def test_a_taken_port_is_one_error(board):
     """Who cannot serve says which address is in use, and leaves no socket behind."""
     with (
