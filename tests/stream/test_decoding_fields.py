@@ -20,7 +20,7 @@ from dgiqa_stream.pipeline import Monitor
 from dgiqa_stream.sources import open_source
 from dgiqa_stream.sources._bob import bobbed
 from dgiqa_stream.telemetry import Count
-from dgiqa_stream.types import FrameInfo
+from dgiqa_stream.types import FrameInfo, HdrTags
 
 pytestmark = pytest.mark.servers
 
@@ -175,6 +175,29 @@ def test_a_change_of_size_begins_anew(tmp_path, clips, progressive):
         begin += len(part)
     assert len(frames) == begin == 20 + 20 + 10
     assert min(np.diff([f.info.pts_seconds for f in frames])) > 0
+
+
+def test_fields_keep_the_turn_and_the_tags(tmp_path):
+    """Pictures of a turned, full-range HDR stream are as turned and as coloured as its frames."""
+    tags = "-color_trc smpte2084 -color_primaries bt2020 -colorspace bt2020nc -color_range pc"
+    encoding = f"{INTERLACED_X264} -pix_fmt yuv420p10le {tags}"
+    plain = make_one(tmp_path / "plain.mp4", encoding, rate=RATE, filters=TOP_FIRST)
+    path = tmp_path / "turned.mp4"
+    with av.open(plain) as file, av.open(path, "w") as out:
+        stream = out.add_stream_from_template(file.streams.video[0])
+        stream.set_display_rotation(-90)
+        for packet in file.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    info, frames = read(path, **BOB)
+    assert (info.width, info.height, len(frames)) == (180, 320, 20)
+    assert packed(frames) == packed(read(plain, **BOB)[1])
+    for frame in frames:
+        planes = frame.planes
+        assert (planes.rotation, planes.matrix, planes.full_range) == (90, "bt2020", True)
+        assert planes.hdr == HdrTags("pq")
+        assert frame.info.dynamic_range == "pq"
 
 
 def decoded(path):
