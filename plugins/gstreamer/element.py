@@ -110,7 +110,7 @@ class DgiqaQuality(GstBase.BaseTransform):  # type: ignore[misc]
         try:
             self._config = self._settings()
             self._scorer = scorer_of(self._config.model)
-        except DgiqaError as exc:
+        except (DgiqaError, ImportError, OSError) as exc:
             self._post_error(str(exc))
             return False
         self._num_scored = self._num_dropped = 0
@@ -136,8 +136,9 @@ class DgiqaQuality(GstBase.BaseTransform):  # type: ignore[misc]
         if event.type == Gst.EventType.EOS:
             self._end_session("end_of_stream")
         elif event.type in (Gst.EventType.FLUSH_START, Gst.EventType.FLUSH_STOP):
-            if self._worker is not None:
-                self._worker.discard()
+            worker = self._worker  # a flush comes from another thread than the video
+            if worker is not None:
+                worker.discard()
             self._clock.interrupt()
         elif event.type == Gst.EventType.TAG:
             self._note_orientation(event.parse_tag())

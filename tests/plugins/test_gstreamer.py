@@ -184,17 +184,19 @@ def test_every_format_is_read_right(environment):
 def test_stops_and_starts_again(environment):
     """Each turn from PLAYING to READY gives one summary of what it scored, and nothing piles up.
 
-    The first turns load libraries and fill caches: memory counts from the fourth.
+    The first turns load libraries and fill caches: memory counts from the fourth. With one arena,
+    because glibc gives each new thread one of several, and each fills up once.
     """
-    rows = gst_runs.application(environment, "states", 16)
-    assert [row["finals"] for row in rows] == list(range(1, 17))
+    rows = gst_runs.application({**environment, "MALLOC_ARENA_MAX": "1"}, "states", 12)
+    assert [row["finals"] for row in rows] == list(range(1, 13))
     for row in rows:
         assert row["reason"] == "interrupted"
         assert row["scored"] == row["frames"] >= 2
-    assert {row["threads"] for row in rows[3:]} == {rows[3]["threads"]}
+    # GStreamer keeps a thread of its pool for a while; one of ours for each turn would be twelve.
+    assert max(row["threads"] for row in rows) <= 5
     assert rows[-1]["files"] == rows[3]["files"]
-    # A model of 3.5 MB that stayed with each turn would be 40 MB.
-    assert rows[-1]["rss"] - rows[3]["rss"] < 20e6, [row["rss"] // 10**6 for row in rows]
+    # A model of 3.5 MB that stayed with each turn would be 28 MB.
+    assert rows[-1]["rss"] - rows[3]["rss"] < 10e6, [row["rss"] // 10**6 for row in rows]
 
 
 def test_seeking_goes_on_in_one_session_until_the_end(environment, clips):
