@@ -170,6 +170,9 @@ def robustness(
     contents: Annotated[int, typer.Option(min=1, help="Unseen pictures.")] = 24,
     contents_per_kind: Annotated[int, typer.Option(min=1, help="For each degradation.")] = 12,
     scenes: Annotated[int, typer.Option(min=1, help="Static scenes.")] = 6,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="A section that is not wanted; repeat it.")
+    ] = None,
 ) -> None:
     """Ladders, stability, familiarity and intervals: what decides whether a student ships.
 
@@ -179,11 +182,14 @@ def robustness(
 
     from dgiqa_stream.scorer import load_scorer
     from distill.evaluate import machine
+    from distill.evaluation.degradation_ladders import refuse_unknown
     from distill.evaluation.finished import FinishedParts
-    from distill.evaluation.robustness import RobustnessRequest, judge_robustness
+    from distill.evaluation.robustness import SECTIONS, RobustnessRequest, judge_robustness
     from distill.evaluation.tables import markdown, read_result, write_result
     from distill.recipe import load_recipe
 
+    refuse_unknown(skip or (), among=SECTIONS)
+    wanted = tuple(name for name in SECTIONS if name not in (skip or ()))
     drawn = load_recipe(recipe).data if biq2021 else None
     request = RobustnessRequest(
         pristine=tuple(pristine),
@@ -198,7 +204,7 @@ def robustness(
         unseen=tuple(unseen or ()),
     )
     with load_scorer(model) as scorer:
-        found = judge_robustness(scorer, request, result=output)
+        found = judge_robustness(scorer, request, result=output, sections=wanted)
     made = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), **found}
     write_result(made, output, command=command_line())
     FinishedParts(output).forget()

@@ -94,10 +94,10 @@ def sum_up_degradations(scores: Scores, *, left_out: Collection[str] = ()) -> De
 
 
 def refuse_unknown(kinds: Collection[str], *, among: Collection[str]) -> None:
-    """Raise ``ConfigError`` where a kind is none of those, and name both."""
+    """Raise ``ConfigError`` where a kind (or section) is none of those, and name both."""
     strange = sorted(set(kinds) - set(among))
     if strange:
-        raise ConfigError(f"no ladder of {', '.join(strange)} here; known: {', '.join(among)}")
+        raise ConfigError(f"there is no {', '.join(strange)} here; known: {', '.join(among)}")
 
 
 def left_out_of_training(history: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -105,8 +105,9 @@ def judge_robustness(
     done = FinishedParts(result, about)
     found: dict[str, Any] = {}
     not_measured: dict[str, str] = {}
-    for name in sections:
-        why = judge.why_not(name)
+    refuse_unknown(sections, among=SECTIONS)
+    for name in SECTIONS:
+        why = judge.why_not(name) if name in sections else "not asked for"
         if why:
             not_measured[name] = why
             say(f"{name}: left out: {why}")

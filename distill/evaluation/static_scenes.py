@@ -64,24 +64,25 @@ def judge_static_scenes(
     Pictures are area-reduced to 640 pixels, and every encoder sets a keyframe each second, as live
     streams have: it is there that scores jump.
     """
-    clips: list[StaticClip] = []
     by_content: list[list[StaticClip]] = []
     for path in paths:
         on_content(path.stem)
         by_content.append(list(_clips_of(scorer, path, crfs, seconds)))
-        clips += by_content[-1]
-    stdevs = [clip.stdev_points for clip in clips]
+    return sum_up_scenes(by_content, num_frames=seconds * FRAMES_PER_SECOND)
+
+
+def sum_up_scenes(by_content: Sequence[Sequence[StaticClip]], *, num_frames: int) -> StaticScenes:
+    """The clips of each content together."""
+    stdevs = [[clip.stdev_points for clip in of_one] for of_one in by_content]
     return StaticScenes(
-        num_contents=len(paths),
-        num_frames=seconds * FRAMES_PER_SECOND,
-        mean_stdev_points=estimate(
-            np.mean, [float(np.mean([c.stdev_points for c in of_one])) for of_one in by_content]
-        ),
-        largest_stdev_points=max(stdevs),
+        num_contents=len(by_content),
+        num_frames=num_frames,
+        mean_stdev_points=estimate(np.mean, [float(np.mean(of_one)) for of_one in stdevs]),
+        largest_stdev_points=max(max(of_one) for of_one in stdevs),
         share_steady=share_over_contents(
-            [[c.stdev_points <= MOST_WANDERING_POINTS for c in of_one] for of_one in by_content]
+            [[stdev <= MOST_WANDERING_POINTS for stdev in of_one] for of_one in stdevs]
         ),
-        clips=clips,
+        clips=[clip for of_one in by_content for clip in of_one],
     )
 
 

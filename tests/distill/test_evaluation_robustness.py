@@ -327,6 +327,8 @@ def test_what_is_not_given_is_named(request_of, tmp_path):
         sections=("full_size", "rated"),
     )
     assert found["sections"] == {}
+    assert set(found["left_out"]) == set(robustness.SECTIONS)
+    assert found["left_out"]["moves"] == "not asked for"
     assert "--full-size" in found["left_out"]["full_size"]
     assert "--biq2021" in found["left_out"]["rated"]
 
