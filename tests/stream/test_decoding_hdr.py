@@ -88,8 +88,8 @@ def chart(bits, *, grey):
 def light_by_zimg(path, transfer):
     """cd/m² of R, G and B of BT.2020 as another library finds them: float (SIDE, SIDE, 3)."""
     size = SIDE * PATCH
-    linear = f"zscale=tin={TRANSFERS[transfer]}:min=2020_ncl:pin=2020:rin=limited:t=linear:npl=1000"
-    linear += ":p=2020"
+    coded = f"tin={TRANSFERS[transfer]}:min=2020_ncl:pin=2020:rangein=limited"
+    linear = f"zscale={coded}:t=linear:npl=1000:p=2020"
     found = servers.ffmpeg("-i", path, "-vf", f"{linear},format=gbrpf32le", "-f", "rawvideo", "-")
     planes = np.frombuffer(found, "<f4").reshape(3, size, size)[[2, 0, 1]]
     return 1000 * planes[:, PATCH // 2 :: PATCH, PATCH // 2 :: PATCH].transpose(1, 2, 0)
