@@ -58,6 +58,8 @@ def calibration_set(
 ) -> list[Views]:
     """Batches of one picture: a seeded draw of each kind, and the synthetic ones.
 
+    Of the sequences only what is drawn is read.
+
     Raises ``ValueError`` where there is no real picture to measure ranges on.
     """
     if not rated or not degraded:
@@ -69,5 +71,6 @@ def calibration_set(
     for pictures, number in ((rated, config.num_rated), (degraded, config.num_degraded)):
         picks = rng.choice(len(pictures), min(number, len(pictures)), replace=False)
         chosen += [pictures[i] for i in picks]
-    chosen += [letterboxed(p) for p in rated[: config.num_letterboxed]]
+    first = range(min(config.num_letterboxed, len(rated)))
+    chosen += [letterboxed(rated[i]) for i in first]
     return [views_batch(p, views) for p in chosen] + synthetic(config, views)

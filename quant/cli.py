@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, overload
 
 import typer
 
@@ -17,8 +17,9 @@ from distill.say import say
 
 if TYPE_CHECKING:
     from dgiqa_stream.preprocess import ViewSpec
-    from distill.data.loader import Look
-    from distill.data.packed import Pack, Record
+    from dgiqa_stream.types import Planes
+    from distill.data.loader import AnyRecord, Look, PictureSet
+    from distill.data.training_data import TrainingData
     from quant.calibration import Views
     from quant.head import HeadConfig, Labels
 
@@ -31,6 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+Packs = Annotated[Path, typer.Option(help="What `dgiqa-distill data` wrote.")]
+Shards = Annotated[
+    Path | None, typer.Option(help="What `dgiqa-distill shards` wrote: ladders of more kinds.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")]
 
 
@@ -92,14 +97,14 @@ def qat(
     *,
     recipe: Annotated[Path, typer.Option(help="Data, losses and rates of the fine-tuning.")],
     config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
-    packs: Annotated[Path, typer.Option(help="Packs to train on (dgiqa-distill data).")],
+    packs: Packs,
     run: Annotated[Path, typer.Option(help="Folder for weights and ranges; resumes from it.")],
+    shards: Shards = None,
     steps: Annotated[int | None, typer.Option(help="Steps instead of the recipe's epochs.")] = None,
 ) -> None:
     """Fine-tune a student with INT8's rounding in place; its weights stay float."""
     import torch
 
-    from distill.data.packed import Pack
     from distill.models.student import load_student, quantised_points
     from distill.recipe import load_recipe
     from distill.trainer import train
@@ -109,17 +114,16 @@ def qat(
 
     keep_freed_memory()
     settings, fine_tuning = load_int8_config(config), load_recipe(recipe)
-    kept = run / "ranges.json"
+    data, kept = _opened(packs, shards), run / "ranges.json"
     if not kept.is_file():
         student = load_student(weights)
         half = settings.qat.num_pictures // 2
         chosen = CalibrationConfig(num_rated=half, num_degraded=half, num_letterboxed=0)
-        pictures = {
-            name: [p.planes(r) for r in p.records if r.split == "train"]
-            for name, p in ((n, Pack(packs / n)) for n in ("rated", "ladders"))
-        }
         batches = calibration_set(
-            chosen, fine_tuning.views, rated=pictures["rated"], degraded=pictures["ladders"]
+            chosen,
+            fine_tuning.views,
+            rated=_TrainingPlanes(data.rated),
+            degraded=_TrainingPlanes(data.ladders),
         )
         tensors = [tuple(map(torch.from_numpy, batch.values())) for batch in batches]
         points = quantised_points(student)
@@ -128,7 +132,7 @@ def qat(
     ranges = load_ranges(kept)
     best = train(
         fine_tuning,
-        packs,
+        data,
         run,
         weights=weights,
         prepare=lambda model: prepare_qat_(quantised_points(model), ranges),
@@ -142,8 +146,9 @@ def int8(
     model: Annotated[Path, typer.Argument(help="A float .onnx with its manifest.")],
     *,
     config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
-    packs: Annotated[Path, typer.Option(help="Packs to calibrate on (dgiqa-distill data).")],
+    packs: Packs,
     output: Output,
+    shards: Shards = None,
     ranges: Annotated[Path | None, typer.Option(help="ranges.json of `qat`.")] = None,
 ) -> None:
     """Quantise a float model to INT8, calibrated on training pictures."""
@@ -152,7 +157,6 @@ def int8(
     import onnxruntime
 
     from dgiqa_stream.manifest import load_model
-    from distill.data.packed import Pack
     from quant.calibration import calibration_set
     from quant.export_onnx import write_successor
     from quant.ptq import load_int8_config, quantize_onnx
@@ -162,12 +166,12 @@ def int8(
     source = load_model(model)
     manifest = source.manifest
     views = manifest.preprocess.views
-    pictures = {}
-    for name in ("rated", "ladders"):
-        pack = Pack(packs / name)
-        pictures[name] = [pack.planes(r) for r in pack.records if r.split == "train"]
+    data = _opened(packs, shards)
     calibration = calibration_set(
-        settings.calibration, views, rated=pictures["rated"], degraded=pictures["ladders"]
+        settings.calibration,
+        views,
+        rated=_TrainingPlanes(data.rated),
+        degraded=_TrainingPlanes(data.ladders),
     )
     step = {
         "step": "int8",
@@ -194,7 +198,8 @@ def refit(
     quantised: Annotated[Path, typer.Argument(help="The INT8 .onnx made from it.")],
     *,
     config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
-    packs: Annotated[Path, typer.Option(help="Packs to fit on (dgiqa-distill data).")],
+    packs: Packs,
+    shards: Shards = None,
     cache: Annotated[
         Path | None, typer.Option(help="Keep the features in this .npz, for another try.")
     ] = None,
@@ -204,6 +209,7 @@ def refit(
     import onnx
 
     from dgiqa_stream.manifest import load_model
+    from distill.data.twins import without_twins
     from quant.export_onnx import write_successor
     from quant.head import features_of, head_size, load_features, refit_, save_features
     from quant.ptq import load_int8_config
@@ -214,7 +220,10 @@ def refit(
     if cache is not None and cache.is_file():
         features = load_features(cache)
     else:
-        batches, labels = _looks(packs, sources[0].manifest.preprocess.views, settings)
+        views = sources[0].manifest.preprocess.views
+        data = _opened(packs, shards)
+        chosen = without_twins(data) if settings.without_twins else data
+        batches, labels = _looks(chosen, views, settings)
         features = features_of(graphs[0], graphs[1], batches, labels)
         if cache is not None:
             save_features(features, cache)
@@ -230,21 +239,46 @@ def refit(
     say(f"{model.name} and {quantised.name}: one head, distilled on {num_looks} looks")
 
 
+def _opened(packs: Path, shards: Path | None) -> TrainingData:
+    from distill.data.training_data import open_both, open_packs
+
+    return open_packs(packs) if shards is None else open_both(packs, shards)
+
+
+class _TrainingPlanes(Sequence["Planes"]):
+    """The planes of a set's training pictures, each read when it is asked for."""
+
+    def __init__(self, pictures: PictureSet) -> None:
+        self._pictures = pictures
+        self._records = [r for r in pictures.records if r.split == "train"]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> Planes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Planes]: ...
+    def __getitem__(self, index: int | slice) -> Planes | Sequence[Planes]:
+        if isinstance(index, slice):
+            return [self._pictures.planes(r) for r in self._records[index]]
+        return self._pictures.planes(self._records[index])
+
+
 def _looks(
-    packs: Path, views: Sequence[ViewSpec], settings: HeadConfig
+    data: TrainingData, views: Sequence[ViewSpec], settings: HeadConfig
 ) -> tuple[Iterator[Views], Labels]:
     """Batches of looks and what is known of each: rounds of the rated pictures, then ladders."""
     import numpy as np
 
     from distill.data.loader import ladders_of, random_look, read_ahead, stack, views_of
-    from distill.data.packed import Pack
     from quant.head import Labels
 
     fragments = next(v for v in views if v.kind == "fragments")
     rng = np.random.default_rng(settings.seed)
-    rated, degraded = Pack(packs / "rated"), Pack(packs / "ladders")
+    rated, degraded = data.rated, data.ladders
     pictures = [r for r in rated.records if r.split == "train"]
-    looks: list[tuple[Pack, Record, Look | None]] = [(rated, r, None) for r in pictures]
+    looks: list[tuple[PictureSet, AnyRecord, Look | None]] = [(rated, r, None) for r in pictures]
     for _ in range(1, settings.num_looks):
         looks += [(rated, r, random_look(rng, settings.smallest_crop, fragments)) for r in pictures]
     ladder, level = [-1] * len(looks), [0] * len(looks)
@@ -253,7 +287,7 @@ def _looks(
     for number, chosen in enumerate(rng.permutation(len(ladders))[: settings.num_ladders]):
         looks += [(degraded, record, None) for record in ladders[chosen]]
         ladder += [number] * len(ladders[chosen])
-        level += [record.level for record in ladders[chosen]]
+        level += [record.level or 0 for record in ladders[chosen]]
 
     def batch(number: int) -> Views:
         if number % 50 == 0:
@@ -262,8 +296,19 @@ def _looks(
         return stack([views_of(pack.planes(r), views, look) for pack, r, look in part])
 
     mos = [np.nan if r.mos is None else r.mos for _, r, _ in looks]
-    labels = Labels(np.array(mos, np.float32), np.array(ladder), np.array(level))
+    pseudo = [np.nan if ladder[i] < 0 else _pseudo_mos(r) for i, (_, r, _) in enumerate(looks)]
+    labels = Labels(
+        np.array(mos, np.float32),
+        np.array(ladder),
+        np.array(level),
+        np.array(pseudo, np.float32),
+    )
     return read_ahead(batch, 0, math.ceil(len(looks) / _BATCH)), labels
+
+
+def _pseudo_mos(record: AnyRecord) -> float:
+    value = getattr(record, "pseudo_mos", None)
+    return math.nan if value is None else float(value)
 
 
 def main() -> None:

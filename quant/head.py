@@ -46,6 +46,8 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the head is fitted. Saved in the artefact's manifest."""
 
+    without_twins: bool = False
+    """Whether training pictures with a twin among those for validation are left out."""
     num_looks: Count = 3
     """Looks at each rated picture: as it is served, then random crops, mirrored or not."""
     smallest_crop: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.85
@@ -76,7 +78,7 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ladder_margin: Annotated[float, msgspec.Meta(ge=0)] = 0.08
     """Logits by which one level more should lie lower."""
     seed: int = 1
-    version: int = 4
+    version: int = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +91,8 @@ class Labels:
     """Number of the ladder, -1 where there is none."""
     level: NDArray[np.int64]
     """0 is clean; of one ladder the higher is the worse."""
+    pseudo_mos: Floats
+    """Quality on 0..1 as full-reference measures say, 1 as good as clean; NaN where none said."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +115,7 @@ def save_features(features: Features, path: Path) -> None:
         mos=labels.mos,
         ladder=labels.ladder,
         level=labels.level,
+        pseudo_mos=labels.pseudo_mos,
     )
     part.replace(path)
 
@@ -118,7 +123,7 @@ def save_features(features: Features, path: Path) -> None:
 def load_features(path: Path) -> Features:
     """What :func:`save_features` wrote."""
     with np.load(path) as stored:
-        labels = Labels(stored["mos"], stored["ladder"], stored["level"])
+        labels = Labels(stored["mos"], stored["ladder"], stored["level"], stored["pseudo_mos"])
         return Features(stored["of_float"], stored["of_int8"], labels)
 
 
@@ -239,15 +244,21 @@ def _logits(quality: NDArray[np.float64]) -> NDArray[np.float64]:
 def _anchored(
     taught: NDArray[np.float64], former: NDArray[np.float64], labels: Labels
 ) -> NDArray[np.float64]:
-    """Logits to learn: on a ladder those of its mildest picture, less the former head's falls.
+    """Logits to learn: on a ladder those of its mildest picture, and falls from there.
 
-    Far from what people rated the teacher says the mean, so strong damage would look fair to it;
-    the head that was trained on ladders knows how far each step falls.
+    Far from what people rated the teacher says the mean, so strong damage would look fair to it.
+    How far a picture falls its pseudo-MOS says, as a share of the mildest one's quality; where a
+    ladder has none, the head that was trained on ladders.
     """
     wanted = taught.copy()
     for members in _ladders(labels):
         mildest = members[labels.level[members].argmin()]
-        wanted[members] = taught[mildest] + former[members] - former[mildest]
+        share, others = labels.pseudo_mos[members], members != mildest
+        if np.isnan(share[others]).any():
+            wanted[members] = taught[mildest] + former[members] - former[mildest]
+        else:
+            quality = 1 / (1 + np.exp(-taught[mildest]))
+            wanted[members[others]] = _logits(quality * share[others].astype(np.float64))
     return wanted
 
 

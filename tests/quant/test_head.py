@@ -44,7 +44,12 @@ def features():
 def rated_only(mos: np.ndarray) -> Labels:
     """Labels of pictures that are in no ladder."""
     nothing = np.zeros(len(mos), np.int64)
-    return Labels(mos.astype(np.float32), nothing - 1, nothing)
+    return Labels(mos.astype(np.float32), nothing - 1, nothing, unknown(len(mos)))
+
+
+def unknown(number: int) -> np.ndarray:
+    """No pseudo-MOS."""
+    return np.full(number, np.nan, np.float32)
 
 
 @pytest.mark.parametrize("ridge", [0.1, 1.0])
@@ -130,7 +135,10 @@ def test_the_head_keeps_ladders_in_order(features):
     quality = np.concatenate([mos[:200], 0.4 + 0.1 * level[:320]]).astype(float)
     number = np.concatenate([np.full(200, -1), np.repeat(np.arange(80), 4)])
     labels = Labels(
-        quality.astype(np.float32), number, np.concatenate([np.zeros(200, int), level[:320]])
+        quality.astype(np.float32),
+        number,
+        np.concatenate([np.zeros(200, int), level[:320]]),
+        unknown(520),
     )
     shares = []
     for weight in (0.0, 20.0):
@@ -153,8 +161,26 @@ def test_a_ladder_falls_from_the_teachers_level_as_the_former_head_fell():
         np.array([0.6, np.nan, np.nan, np.nan], np.float32),
         np.array([-1, 0, 0, 0]),
         np.array([0, 0, 1, 2]),
+        unknown(4),
     )
     np.testing.assert_allclose(_anchored(taught, former, labels), [0.3, 1.0, -0.5, -3.0])
+
+
+def test_a_ladder_with_pseudo_mos_falls_by_it():
+    """Where pseudo-MOS is known, the wanted quality is that of the clean picture times it, whatever
+    the former head said; a ladder where one picture lacks it falls as the former head fell.
+    """
+    taught = np.log([0.8 / 0.2, 9.0, 9.0, 0.6 / 0.4, 9.0])
+    former = np.array([5.0, 1.0, 1.0, 4.0, 3.0])
+    labels = Labels(
+        unknown(5),
+        np.array([0, 0, 0, 1, 1]),
+        np.array([0, 1, 2, 0, 1]),
+        np.array([1.0, 0.5, 0.25, np.nan, np.nan], np.float32),
+    )
+    wanted = _anchored(taught, former, labels)
+    np.testing.assert_allclose(1 / (1 + np.exp(-wanted[:4])), [0.8, 0.4, 0.2, 0.6], rtol=1e-6)
+    assert wanted[4] == pytest.approx(taught[3] - 1.0)
 
 
 def test_features_survive_their_file(features, tmp_path):
