@@ -1,26 +1,41 @@
-"""A :class:`FastTrunk`'s front, taught to give the map that MobileNetV2's first stages give.
+"""A :class:`FastTrunk` taught to give the maps that MobileNetV2 gives: its front, then all of it.
 
-No label takes part: the teacher looks at the very views that the front looks at, rated pictures and
-degraded ones. What is compared are the 24 channels after bottleneck 2, each in its own standard
-deviations, place by place and in the mean over the picture, which is what the head reads.
+No label takes part: the teacher looks at the very views that the pupil looks at, rated pictures and
+degraded ones. What is compared are the channels after the bottlenecks that a head reads, each in
+its own standard deviations, place by place and in the mean over the picture. The front alone learns
+from the map after bottleneck 2; then the whole trunk makes up for what the front does not explain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgiqa_stream.errors import ConfigError
 from distill.compute import Compute
 from distill.data.batches import BatchMaker
 from distill.data.training_data import TrainingData
-from distill.models.student import normalised_view
-from distill.models.trunks import PlainFront, Trunk, load_imagenet_, make_front
-from distill.optimising import Averaged, learning_rate_share
-from distill.recipe import Recipe
+from distill.head_fit import fit_head_
+from distill.models.student import Student, load_front_, normalised_view
+from distill.models.trunks import (
+    NUM_EARLY,
+    NUM_SHARED,
+    FastTrunk,
+    PlainFront,
+    Trunk,
+    load_imagenet_,
+    make_front,
+    make_trunk,
+    still_statistics_,
+)
+from distill.optimising import Averaged, learning_rate_share, relative_rates
+from distill.recipe import ImitationConfig, Recipe
 from distill.run_folder import BEST, CHECKPOINT, LOG, RunFolder
 from distill.say import say
 
@@ -38,55 +53,114 @@ def train_front(
     ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (the averaged front, its BatchNorms
     kept) and ``log.csv``. Raises ``ValueError`` where the backbone is none.
     """
-    return _Imitation(recipe, data, RunFolder(run), backbone, compute or Compute()).run()
+    return _FrontImitation(recipe, data, RunFolder(run), backbone, compute or Compute()).run()
 
 
-class _Imitation:
+def train_trunk(
+    recipe: Recipe,
+    data: TrainingData,
+    run: Path,
+    *,
+    backbone: Path,
+    front: Path,
+    compute: Compute | None = None,
+) -> float:
+    """Teach a whole trunk, behind a front that was taught; returns what it leaves unexplained.
+
+    As :func:`train_front`, but ``best.pt`` is a student: the averaged trunk, its BatchNorms kept,
+    and a head fitted to the ratings. Raises :class:`ModelError` where the front does not fit.
+    """
+    where = compute or Compute()
+    trunk = make_trunk(recipe.model)
+    if not isinstance(trunk, FastTrunk):
+        raise ConfigError('only a fast trunk imitates: set trunk = "fast" in [model]')
+    load_imagenet_(trunk, backbone)
+    load_front_(trunk, front)
+    still_statistics_(trunk)
+    imitation = _TrunkImitation(recipe, data, RunFolder(run), backbone, where, trunk)
+    return imitation.run()
+
+
+class _Imitation(ABC):
+    """One run: a pupil, its teacher, and how far it is."""
+
     def __init__(
-        self, recipe: Recipe, data: TrainingData, folder: RunFolder, backbone: Path, where: Compute
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        folder: RunFolder,
+        backbone: Path,
+        where: Compute,
+        config: ImitationConfig,
     ) -> None:
-        self.config, self.folder, self.compute = recipe.imitate, folder, where
+        self.recipe, self.data, self.config = recipe, data, config
+        self.folder, self.compute = folder, where
         self.make = BatchMaker(data, recipe)
         self.teacher = Trunk().eval().requires_grad_(False)
         load_imagenet_(self.teacher, backbone)
         torch.manual_seed(recipe.train.seed)
-        self.front = make_front(recipe.model)
-        for net in (self.teacher, self.front):
+        self.pupil = self._pupil()
+        for net in (self.teacher, self.pupil):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             net.to(where.device)
         self.optimiser = torch.optim.AdamW(
-            self.front.parameters(), self.config.rate, weight_decay=self.config.weight_decay
+            self._rates(), self.config.rate, weight_decay=self.config.weight_decay
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser,
             lambda s: learning_rate_share(s, self.config.num_steps, self.config.warmup_steps),
         )
-        self.averaged = Averaged(self.front, self.config.ema_decay)
-        self.mean, self.deviation = self._measured()
+        self.averaged = Averaged(self.pupil, self.config.ema_decay)
+        self.scales = self._measured()
         self.first = 0
         if folder.has_checkpoint():
             self._restore()
 
-    def _measured(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the teacher's channels, (24, 1, 1) each."""
-        end = self.config.num_steps + _NUM_MEASURED
-        maps = [
-            self._taught(batch.views["whole"])
-            for batch in self.compute.batches(self.make, self.config.num_steps, end)
-        ]
-        y = torch.cat(maps)
-        deviation = y.std((0, 2, 3), keepdim=True)[0].clamp_min(_SMALLEST_DEVIATION)
-        return y.mean((0, 2, 3), keepdim=True)[0], deviation
+    @abstractmethod
+    def _pupil(self) -> nn.Module:
+        """What is taught."""
+
+    @abstractmethod
+    def _rates(self) -> list[dict[str, Any]]:
+        """Its parameters, in groups."""
+
+    @abstractmethod
+    def _maps(self, net: nn.Module, x: Tensor, name: str) -> list[Tensor]:
+        """What is compared, of the pupil or the teacher, for a view of that name."""
+
+    @abstractmethod
+    def _kept(self) -> Mapping[str, Tensor]:
+        """What ``best.pt`` is to hold when the last step is done."""
+
+    def _scaled(self, y: Tensor, at: tuple[str, int]) -> Tensor:
+        """The teacher's map in its channels' standard deviations."""
+        mean, deviation = self.scales[at]
+        return (y - mean) / deviation
+
+    def _measured(self) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
+        """Mean and standard deviation of each map's channels, (C, 1, 1) each."""
+        first = self.config.num_steps
+        seen: dict[tuple[str, int], list[Tensor]] = {}
+        for batch in self.compute.batches(self.make, first, first + _NUM_MEASURED):
+            for name, view in batch.views.items():
+                for k, y in enumerate(self._taught(view.to(self.compute.device), name)):
+                    seen.setdefault((name, k), []).append(y)
+        found = {}
+        for at, maps in seen.items():
+            y = torch.cat(maps)
+            deviation = y.std((0, 2, 3), keepdim=True)[0].clamp_min(_SMALLEST_DEVIATION)
+            found[at] = y.mean((0, 2, 3), keepdim=True)[0], deviation
+        return found
 
     @torch.no_grad()
-    def _taught(self, view: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) to the teacher's map (N, 24, H/4, W/4), float32."""
+    def _taught(self, view: Tensor, name: str) -> list[Tensor]:
+        """uint8 (N, H, W, 3) to the teacher's maps, float32."""
         with self.compute.autocast():
-            return self.teacher.early(normalised_view(view)).float()
+            return [y.float() for y in self._maps(self.teacher, normalised_view(view), name)]
 
     def _restore(self) -> None:
         state = self.folder.load_checkpoint()
-        self.front.load_state_dict(state["front"])
+        self.pupil.load_state_dict(state["pupil"])
         self.averaged.model.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -94,7 +168,7 @@ class _Imitation:
 
     def _save(self, step: int) -> None:
         state = {
-            "front": self.front.state_dict(),
+            "pupil": self.pupil.state_dict(),
             "averaged": self.averaged.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -103,61 +177,129 @@ class _Imitation:
         self.folder.save(state, CHECKPOINT)
 
     def run(self) -> float:
-        """Every step that is left; what the averaged front leaves unexplained."""
+        """Every step that is left; what the averaged pupil leaves unexplained."""
         self.folder.forget_after(self.first)
         num_steps = self.config.num_steps
+        self.pupil.train()
         batches = self.compute.batches(self.make, self.first, num_steps)
-        self.front.train()
         for step, batch in enumerate(batches, self.first):
-            views = [view.to(self.compute.device) for view in batch.views.values()]
-            loss, unexplained = self._losses(self.front, views)
+            loss, unexplained = self._losses(self.pupil, batch.views)
             self.optimiser.zero_grad()
             loss.backward()
             self.optimiser.step()
             self.schedule.step()
-            self.averaged.update(self.front, step)
+            self.averaged.update(self.pupil, step)
             done = step + 1
             if done % _LOG_EVERY_STEPS == 0:
-                row = {"step": done, "loss": loss.item(), "unexplained": unexplained.item()}
-                self.folder.log(LOG, row)
-                say(f"step {done}/{num_steps}  unexplained {unexplained.item():.4f}")
+                told = unexplained.mean().item()
+                self.folder.log(LOG, {"step": done, "loss": loss.item(), "unexplained": told})
+                each = ", ".join(f"{value:.3f}" for value in unexplained.tolist())
+                say(f"step {done}/{num_steps}  unexplained {told:.4f} ({each})")
             if done % _CHECKPOINT_EVERY_STEPS == 0 or done == num_steps:
                 self._save(done)
-        self._denormalise(self.averaged.model)
-        self.folder.save(self.averaged.model.state_dict(), BEST)
-        return self._final()
+        left = self._final()
+        self.folder.save(self._kept(), BEST)
+        return left
 
-    def _losses(self, front: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What a step lowers, and the share of variance that is left."""
+    def _losses(self, pupil: nn.Module, views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What a step lowers, and the share of variance left in each map, views after views."""
         total = torch.zeros((), device=self.compute.device)
         left = []
-        for view in views:
-            wanted = (self._taught(view) - self.mean) / self.deviation  # (N, 24, H/4, W/4)
+        for name, cut in views.items():
+            view = cut.to(self.compute.device)
+            wanted = self._taught(view, name)
             with self.compute.autocast():
-                y = front(normalised_view(view))
-            at_places = F.mse_loss(y.float(), wanted)
-            of_means = F.mse_loss(y.float().mean((2, 3)), wanted.mean((2, 3)))
-            total = total + at_places + self.config.mean_weight * of_means
-            left.append(at_places.detach())
-        return total, torch.stack(left).mean()
+                found = self._maps(pupil, normalised_view(view), name)
+            for k, (y, target) in enumerate(zip(found, wanted, strict=True)):
+                z, aim = self._told(y.float(), (name, k)), self._scaled(target, (name, k))
+                at_places = F.mse_loss(z, aim)
+                of_means = F.mse_loss(z.mean((2, 3)), aim.mean((2, 3)))
+                total = total + at_places + self.config.mean_weight * of_means
+                left.append(at_places.detach())
+        return total, torch.stack(left)
 
-    @torch.no_grad()
-    def _denormalise(self, front: PlainFront) -> None:
-        """Make the front give the teacher's map as it is, not in standard deviations."""
-        conv, deviation, mean = front.project, self.deviation.flatten(), self.mean.flatten()
-        assert conv.bias is not None
-        conv.weight.mul_(deviation[:, None, None, None])
-        conv.bias.copy_(conv.bias * deviation + mean)
+    def _told(self, y: Tensor, at: tuple[str, int]) -> Tensor:
+        """The pupil's map in the same units."""
+        return self._scaled(y, at)
 
     @torch.no_grad()
     def _final(self) -> float:
-        """Of the front that was kept, on batches that no step took."""
-        end = self.config.num_steps + 2 * _NUM_MEASURED
-        left = []
-        for batch in self.compute.batches(self.make, end - _NUM_MEASURED, end):
-            for view in batch.views.values():
-                wanted = self._taught(view.to(self.compute.device))
-                with self.compute.autocast():
-                    y = self.averaged.model(normalised_view(view.to(self.compute.device)))
-                left.append((((y.float() - wanted) / self.deviation) ** 2).mean())
+        """Of the pupil that is kept, on batches that no step took."""
+        first = self.config.num_steps + _NUM_MEASURED
+        left = [
+            self._losses(self.averaged.model, batch.views)[1].mean()
+            for batch in self.compute.batches(self.make, first, first + _NUM_MEASURED)
+        ]
         return float(torch.stack(left).mean())
+
+
+class _FrontImitation(_Imitation):
+    def __init__(
+        self, recipe: Recipe, data: TrainingData, folder: RunFolder, backbone: Path, where: Compute
+    ) -> None:
+        super().__init__(recipe, data, folder, backbone, where, recipe.imitate)
+
+    def _pupil(self) -> PlainFront:
+        return make_front(self.recipe.model)
+
+    def _rates(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.pupil.parameters())}]
+
+    def _maps(self, net: nn.Module, x: Tensor, name: str) -> list[Tensor]:
+        return [net.early(x) if isinstance(net, Trunk) else net(x)]
+
+    def _told(self, y: Tensor, at: tuple[str, int]) -> Tensor:
+        return y  # learnt in standard deviations; the front that is kept gives the map as it is
+
+    @torch.no_grad()
+    def _kept(self) -> Mapping[str, Tensor]:
+        front = self.averaged.model
+        assert isinstance(front, PlainFront)
+        mean, deviation = (scale.flatten() for scale in self.scales["whole", 0])
+        assert front.project.bias is not None
+        front.project.weight.mul_(deviation[:, None, None, None])
+        front.project.bias.copy_(front.project.bias * deviation + mean)
+        return front.state_dict()
+
+    def _scaled(self, y: Tensor, at: tuple[str, int]) -> Tensor:
+        return super()._scaled(y, ("whole", 0))  # one front for both views
+
+
+class _TrunkImitation(_Imitation):
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        folder: RunFolder,
+        backbone: Path,
+        where: Compute,
+        trunk: FastTrunk,
+    ) -> None:
+        self.trunk = trunk
+        super().__init__(recipe, data, folder, backbone, where, recipe.imitate_trunk)
+
+    def _pupil(self) -> FastTrunk:
+        return self.trunk
+
+    def _rates(self) -> list[dict[str, Any]]:
+        """The front by the rate itself, pretrained bottlenecks each by its own size."""
+        late = relative_rates(self.trunk.blocks, self.config.rate)
+        return [{"params": list(self.trunk.front.parameters())}, *late]
+
+    def _maps(self, net: nn.Module, x: Tensor, name: str) -> list[Tensor]:
+        assert isinstance(net, Trunk)
+        end = FastTrunk.TAPPED[-1] + 1 if name == "whole" else NUM_SHARED
+        y = net.early(x)
+        maps = [y]
+        for j in range(NUM_EARLY, end):
+            y = net.blocks[j](y)
+            if j in FastTrunk.TAPPED:
+                maps.append(y)
+        return maps
+
+    def _kept(self) -> Mapping[str, Tensor]:
+        trunk = self.averaged.model
+        assert isinstance(trunk, FastTrunk)
+        student = Student(trunk=trunk).to(self.compute.device)
+        fit_head_(student, self.data, self.recipe, compute=self.compute)
+        return student.state_dict()

@@ -175,6 +175,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: TrainConfig
     model: ModelConfig = ModelConfig()
     imitate: ImitationConfig = ImitationConfig()
+    """Of the front alone."""
+    imitate_trunk: ImitationConfig = ImitationConfig()
+    """Of all of a fast trunk; the pretrained bottlenecks move by shares of their own RMS."""
     losses: LossConfig = LossConfig()
     chain: ChainConfig | None = None
 

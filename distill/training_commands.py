@@ -129,6 +129,31 @@ def front(
     say(f"{left:.4f} of the variance is left unexplained; the front is in {run}")
 
 
+def imitate(
+    recipe: Annotated[Path, typer.Argument(help="Of a student with a fast trunk.")],
+    *,
+    backbone: Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")],
+    front: Annotated[Path, typer.Option(help="What `front` wrote.")],
+    run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
+    packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Teach all of a fast trunk to imitate MobileNetV2, and fit a head: a whole student.
+
+    Interrupt it at will: it goes on from its last checkpoint.
+    """
+    from distill.imitating import train_trunk
+    from distill.recipe import load_recipe
+
+    settings = load_recipe(recipe)
+    compute = begin_training(device, settings.train.precision, threads=threads)
+    opened = _opened(packs, shards, None)
+    left = train_trunk(settings, opened, run, backbone=backbone, front=front, compute=compute)
+    say(f"{left:.4f} of the variance is left unexplained; the student is in {run}")
+
+
 def _opened(packs: Path | None, shards: Path | None, labels: Path | None) -> TrainingData:
     from distill.data.training_data import open_both, open_packs, open_shards
 

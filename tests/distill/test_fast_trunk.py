@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from dgiqa_stream.errors import ConfigError, ModelError  # noqa: E402
 from distill import imitating, trainer  # noqa: E402
 from distill.data.training_data import open_packs  # noqa: E402
-from distill.imitating import train_front  # noqa: E402
+from distill.imitating import train_front, train_trunk  # noqa: E402
 from distill.models.student import (  # noqa: E402
     Deployed,
     Student,
@@ -182,6 +182,33 @@ def test_an_interrupted_imitation_ends_like_another(
     train_front(fast_recipe, data, tmp_path / "cut", backbone=backbone)
     whole, cut = (torch.load(tmp_path / n / "best.pt", weights_only=True) for n in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_whole_trunk_makes_up_for_its_front(fast_recipe, packs, backbone, front, tmp_path):
+    """Thirty steps from an untaught front explain more of all maps than one step; what is kept is
+    a student whose bottlenecks moved, with a head fitted to the ratings.
+    """
+
+    def taught(name, num_steps):
+        config = ImitationConfig(num_steps=num_steps, rate=1e-2, warmup_steps=1, ema_decay=0.5)
+        recipe = msgspec.structs.replace(fast_recipe, imitate_trunk=config)
+        data = open_packs(packs)
+        return train_trunk(recipe, data, tmp_path / name, backbone=backbone, front=front)
+
+    before, after = taught("short", 1), taught("long", 30)
+    assert after < 0.97 * before
+    student = load_student(tmp_path / "long" / "best.pt", folded=False)
+    begun = FastTrunk(width=8, depth=1, normalised=True)
+    load_imagenet_(begun, backbone)
+    moved = student.trunk.blocks[3].project.weight - begun.blocks[3].project.weight
+    assert moved.abs().max() > 0
+    assert not torch.equal(student.feature_std, torch.ones_like(student.feature_std))
+
+
+def test_only_a_fast_trunk_imitates(recipe, packs, backbone, front, tmp_path):
+    """A recipe with MobileNetV2's own trunk is refused in one line that names the key."""
+    with pytest.raises(ConfigError, match=r"trunk = \"fast\""):
+        train_trunk(recipe, open_packs(packs), tmp_path, backbone=backbone, front=front)
 
 
 def test_training_goes_on_from_a_front(fast_recipe, packs, backbone, front, tmp_path):
