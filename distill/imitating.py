@@ -46,14 +46,22 @@ _SMALLEST_DEVIATION = 1e-3
 
 
 def train_front(
-    recipe: Recipe, data: TrainingData, run: Path, *, backbone: Path, compute: Compute | None = None
+    recipe: Recipe,
+    data: TrainingData,
+    run: Path,
+    *,
+    backbone: Path,
+    num_steps: int | None = None,
+    compute: Compute | None = None,
 ) -> float:
     """Teach a front; returns the share of the teacher's variance that it leaves unexplained.
 
-    ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (the averaged front, its BatchNorms
-    kept) and ``log.csv``. Raises ``ValueError`` where the backbone is none.
+    ``num_steps`` ends before the recipe's last step: the average has settled earlier than the rates
+    have fallen. ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (the averaged front, its
+    BatchNorms kept) and ``log.csv``. Raises ``ValueError`` where the backbone is none.
     """
-    return _FrontImitation(recipe, data, RunFolder(run), backbone, compute or Compute()).run()
+    imitation = _FrontImitation(recipe, data, RunFolder(run), backbone, compute or Compute())
+    return imitation.run(num_steps)
 
 
 def train_trunk(
@@ -63,6 +71,7 @@ def train_trunk(
     *,
     backbone: Path,
     front: Path,
+    num_steps: int | None = None,
     compute: Compute | None = None,
 ) -> float:
     """Teach a whole trunk, behind a front that was taught; returns what it leaves unexplained.
@@ -78,7 +87,7 @@ def train_trunk(
     load_front_(trunk, front)
     still_statistics_(trunk)
     imitation = _TrunkImitation(recipe, data, RunFolder(run), backbone, where, trunk)
-    return imitation.run()
+    return imitation.run(num_steps)
 
 
 class _Imitation(ABC):
@@ -176,10 +185,10 @@ class _Imitation(ABC):
         }
         self.folder.save(state, CHECKPOINT)
 
-    def run(self) -> float:
+    def run(self, last: int | None) -> float:
         """Every step that is left; what the averaged pupil leaves unexplained."""
         self.folder.forget_after(self.first)
-        num_steps = self.config.num_steps
+        num_steps = max(self.first, last or self.config.num_steps)
         self.pupil.train()
         batches = self.compute.batches(self.make, self.first, num_steps)
         for step, batch in enumerate(batches, self.first):

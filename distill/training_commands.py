@@ -112,6 +112,9 @@ def front(
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
     packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
     shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="End early; the rates stay the recipe's.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -125,7 +128,7 @@ def front(
     settings = load_recipe(recipe)
     compute = begin_training(device, settings.train.precision, threads=threads)
     opened = _opened(packs, shards, None)
-    left = train_front(settings, opened, run, backbone=backbone, compute=compute)
+    left = train_front(settings, opened, run, backbone=backbone, num_steps=steps, compute=compute)
     say(f"{left:.4f} of the variance is left unexplained; the front is in {run}")
 
 
@@ -137,6 +140,9 @@ def imitate(
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
     packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
     shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="End early; the rates stay the recipe's.")
+    ] = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -150,7 +156,9 @@ def imitate(
     settings = load_recipe(recipe)
     compute = begin_training(device, settings.train.precision, threads=threads)
     opened = _opened(packs, shards, None)
-    left = train_trunk(settings, opened, run, backbone=backbone, front=front, compute=compute)
+    left = train_trunk(
+        settings, opened, run, backbone=backbone, front=front, num_steps=steps, compute=compute
+    )
     say(f"{left:.4f} of the variance is left unexplained; the student is in {run}")
 
 

@@ -99,11 +99,18 @@ def test_the_plain_install_asks_for_no_torch():
     assert not plain & {*TORCH_FAMILY, "scipy", "matplotlib"}
 
 
-@pytest.mark.parametrize("command", ["dgiqa-stream", "dgiqa-distill", "dgiqa-quant"])
-def test_commands_lead_to_a_function(command):
+@pytest.mark.parametrize(
+    ("command", "needs"),
+    [
+        ("dgiqa-stream", "numpy"),
+        ("dgiqa-stream-prometheus", "prometheus_client"),
+        ("dgiqa-distill", "torch"),
+        ("dgiqa-quant", "torch"),
+    ],
+)
+def test_commands_lead_to_a_function(command, needs):
     """Each installed command's entry point exists and can be called."""
-    if command != "dgiqa-stream":
-        pytest.importorskip("torch")
+    pytest.importorskip(needs)
     found = importlib.metadata.entry_points(group="console_scripts", name=command)
     if not found:
         pytest.skip("dgiqa-stream is not installed: it runs from the checkout")
