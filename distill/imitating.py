@@ -57,8 +57,8 @@ def train_front(
     """Teach a front; returns the share of the teacher's variance that it leaves unexplained.
 
     ``num_steps`` ends before the recipe's last step: the average has settled earlier than the rates
-    have fallen. ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (the averaged front, its
-    BatchNorms kept) and ``log.csv``. Raises ``ValueError`` where the backbone is none.
+    have fallen. ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (the averaged front,
+    its BatchNorms kept) and ``log.csv``. Raises ``ValueError`` where the backbone is none.
     """
     imitation = _FrontImitation(recipe, data, RunFolder(run), backbone, compute or Compute())
     return imitation.run(num_steps)

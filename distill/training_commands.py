@@ -112,9 +112,7 @@ def front(
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
     packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
     shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="End early; the rates stay the recipe's.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="End early, at the recipe's rates.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -140,9 +138,7 @@ def imitate(
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
     packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
     shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="End early; the rates stay the recipe's.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="End early, at the recipe's rates.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:

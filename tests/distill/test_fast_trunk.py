@@ -184,6 +184,19 @@ def test_an_interrupted_imitation_ends_like_another(
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+def test_an_imitation_may_end_early_and_go_on(fast_recipe, packs, backbone, tmp_path):
+    """Ended after five steps of twelve there is a front; gone on with, it is the one of twelve."""
+    data = open_packs(packs)
+    train_front(fast_recipe, data, tmp_path / "whole", backbone=backbone)
+    train_front(fast_recipe, data, tmp_path / "cut", backbone=backbone, num_steps=5)
+    assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["step"] == 5
+    early = torch.load(tmp_path / "cut" / "best.pt", weights_only=True)
+    train_front(fast_recipe, data, tmp_path / "cut", backbone=backbone)
+    whole, cut = (torch.load(tmp_path / n / "best.pt", weights_only=True) for n in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert not torch.equal(early["patches.weight"], whole["patches.weight"])
+
+
 def test_a_whole_trunk_makes_up_for_its_front(fast_recipe, packs, backbone, front, tmp_path):
     """Thirty steps from an untaught front explain more of all maps than one step; what is kept is
     a student whose bottlenecks moved, with a head fitted to the ratings.
