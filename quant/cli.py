@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, overload
 
@@ -14,16 +13,13 @@ from dgiqa_stream.cli.running import Verdict, run
 from dgiqa_stream.errors import ConfigError, DgiqaError
 from distill.process import command_line, keep_freed_memory
 from distill.say import say
+from quant.sure_command import sure
 
 if TYPE_CHECKING:
-    from dgiqa_stream.preprocess import ViewSpec
     from dgiqa_stream.types import Planes
-    from distill.data.loader import AnyRecord, Look, PictureSet
+    from distill.data.loader import PictureSet
     from distill.data.training_data import TrainingData
-    from quant.calibration import Views
-    from quant.head import HeadConfig, Labels
 
-_BATCH = 8
 app = typer.Typer(
     name="dgiqa-quant",
     help="Export a trained student to ONNX and compress it.",
@@ -212,6 +208,7 @@ def refit(
     from distill.data.twins import without_twins
     from quant.export_onnx import write_successor
     from quant.head import features_of, head_size, load_features, refit_, save_features
+    from quant.looks import looks_at
     from quant.ptq import load_int8_config
 
     settings = load_int8_config(config).head
@@ -223,8 +220,8 @@ def refit(
         views = sources[0].manifest.preprocess.views
         data = _opened(packs, shards)
         chosen = without_twins(data) if settings.without_twins else data
-        batches, labels = _looks(chosen, views, settings)
-        features = features_of(graphs[0], graphs[1], batches, labels)
+        looks = looks_at(chosen, views, settings)
+        features = features_of(graphs[0], graphs[1], looks.batches(), looks.labels)
         if cache is not None:
             save_features(features, cache)
     size_before = head_size(graphs[0])
@@ -265,50 +262,7 @@ class _TrainingPlanes(Sequence["Planes"]):
         return self._pictures.planes(self._records[index])
 
 
-def _looks(
-    data: TrainingData, views: Sequence[ViewSpec], settings: HeadConfig
-) -> tuple[Iterator[Views], Labels]:
-    """Batches of looks and what is known of each: rounds of the rated pictures, then ladders."""
-    import numpy as np
-
-    from distill.data.loader import ladders_of, random_look, read_ahead, stack, views_of
-    from quant.head import Labels
-
-    fragments = next(v for v in views if v.kind == "fragments")
-    rng = np.random.default_rng(settings.seed)
-    rated, degraded = data.rated, data.ladders
-    pictures = [r for r in rated.records if r.split == "train"]
-    looks: list[tuple[PictureSet, AnyRecord, Look | None]] = [(rated, r, None) for r in pictures]
-    for _ in range(1, settings.num_looks):
-        looks += [(rated, r, random_look(rng, settings.smallest_crop, fragments)) for r in pictures]
-    ladder, level = [-1] * len(looks), [0] * len(looks)
-    by_content = ladders_of(degraded.records, "train")
-    ladders = [found for by_name in by_content.values() for found in by_name.values()]
-    for number, chosen in enumerate(rng.permutation(len(ladders))[: settings.num_ladders]):
-        looks += [(degraded, record, None) for record in ladders[chosen]]
-        ladder += [number] * len(ladders[chosen])
-        level += [record.level or 0 for record in ladders[chosen]]
-
-    def batch(number: int) -> Views:
-        if number % 50 == 0:
-            say(f"{number * _BATCH} of {len(looks)} looks")
-        part = looks[number * _BATCH : (number + 1) * _BATCH]
-        return stack([views_of(pack.planes(r), views, look) for pack, r, look in part])
-
-    mos = [np.nan if r.mos is None else r.mos for _, r, _ in looks]
-    pseudo = [np.nan if ladder[i] < 0 else _pseudo_mos(r) for i, (_, r, _) in enumerate(looks)]
-    labels = Labels(
-        np.array(mos, np.float32),
-        np.array(ladder),
-        np.array(level),
-        np.array(pseudo, np.float32),
-    )
-    return read_ahead(batch, 0, math.ceil(len(looks) / _BATCH)), labels
-
-
-def _pseudo_mos(record: AnyRecord) -> float:
-    value = getattr(record, "pseudo_mos", None)
-    return math.nan if value is None else float(value)
+app.command()(sure)
 
 
 def main() -> None:

@@ -147,8 +147,12 @@ def write_successor(
     step: dict[str, Any],
     made_by: str,
     precision: str | None = None,
+    metrics: dict[str, Any] | None = None,
 ) -> ModelManifest:
-    """Write what one more step made of a model: all else in its manifest stays true."""
+    """Write what one more step made of a model: all else in its manifest stays true.
+
+    But for its metrics, which were measured before the step: ``metrics`` are those that hold now.
+    """
     return write_model(
         graph,
         path,
@@ -162,6 +166,7 @@ def write_successor(
         history=[*was.history, step],
         mapping=was.output.mapping,
         calibration=was.calibration,
+        metrics=metrics,
         interval=was.interval,
         domain=was.domain,
     )

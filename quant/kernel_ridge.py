@@ -24,10 +24,9 @@ class KernelRidge:
         self._known = self._standard(features)
         squares = self._squared_distances(self._known)
         self._scale = width / float(np.median(squares))
-        kernel = np.exp(-self._scale * squares).astype(np.float64)
-        kernel[np.diag_indices(len(kernel))] += ridge
+        self._ridge = ridge
         self._level = float(mos.mean())
-        self._dual = np.linalg.solve(kernel, mos.astype(np.float64) - self._level)
+        self._dual = np.linalg.solve(self._kernel(squares), mos.astype(np.float64) - self._level)
 
     def _standard(self, features: Floats) -> Floats:
         return np.clip((features - self._mean) / self._std, -_CLIPPED_AT, _CLIPPED_AT)
@@ -36,6 +35,20 @@ class KernelRidge:
         lengths = (self._known**2).sum(1)
         found: Floats = (x**2).sum(1)[:, None] + lengths[None] - 2 * x @ self._known.T
         return np.maximum(found, 0)
+
+    def _kernel(self, squares: Floats) -> NDArray[np.float64]:
+        kernel = np.exp(-self._scale * squares).astype(np.float64)
+        kernel[np.diag_indices(len(kernel))] += self._ridge
+        return kernel
+
+    def leave_one_out_errors(self) -> NDArray[np.float64]:
+        """Each rating less what the others predict for its picture, (N,), without fitting N times.
+
+        ``dual[i] / inverse[i, i]`` of the kernel with its ridge (Rifkin and Lippert, MIT-CSAIL-TR-
+        2007-025, section 3). Standardisation, kernel width and mean rating are those of all.
+        """
+        inverse = np.linalg.inv(self._kernel(self._squared_distances(self._known)))
+        return np.asarray(self._dual / inverse.diagonal())
 
     def __call__(self, features: Floats) -> NDArray[np.float64]:
         """Quality (M,) of features (M, F)."""

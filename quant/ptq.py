@@ -32,6 +32,7 @@ from quant.calibration import CalibrationConfig, Views
 from quant.correction import correct_head_
 from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
+from quant.sure import SureConfig
 
 _NOT_BYTES = "the graph must begin by Cast, Sub, Div of uint8 pictures"
 _METHODS = {
@@ -64,6 +65,7 @@ class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     qat: QatConfig = QatConfig()
     quantize: Int8StaticConfig = Int8StaticConfig()
     head: HeadConfig = HeadConfig()
+    sure: SureConfig = SureConfig()
 
 
 def load_int8_config(path: Path) -> Int8Recipe:

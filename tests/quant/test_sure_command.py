@@ -1,0 +1,255 @@
+"""``dgiqa-quant sure`` from two files and packs to files that tell how sure they are."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("PIL")
+
+from onnx import helper, numpy_helper  # noqa: E402
+
+from dgiqa_stream.errors import ConfigError  # noqa: E402
+from dgiqa_stream.manifest import load_model  # noqa: E402
+from dgiqa_stream.scorer import load_scorer, planes_of_rgb  # noqa: E402
+from distill.data.packed import Record, as_planes_420, write_pack  # noqa: E402
+from quant.cli import main  # noqa: E402
+from quant.export_onnx import write_model  # noqa: E402
+from quant.sure_command import sure  # noqa: E402
+
+SIDE = 64
+SETTINGS = """
+[head]
+num_looks = 2
+num_ladders = 3
+[sure]
+coverage = 0.8
+share_flagged = 0.1
+num_strange = 11
+num_judged = 1
+width = 8
+num_steps = 60
+batch = 16
+rate = 1e-2
+"""
+NUM_VALIDATION = 20
+
+
+def small_graph(*, gain: float, last: str = "Sigmoid"):
+    """A graph with a student's inputs and head, whose features are means of coarse cells."""
+    rng = np.random.default_rng(0)
+    num_features = 2 * 3 * 16
+    constants = {
+        "gain": np.full(1, gain / 255),
+        "w": rng.standard_normal((8, num_features)) / 4,
+        "b": rng.standard_normal(8) / 4,
+        "v": rng.standard_normal((1, 8)) / 2,
+        "c": np.zeros(1),
+    }
+    nodes, parts = [], []
+    for view in ("whole", "fragments"):
+        names = [f"{view}_{n}" for n in range(5)]
+        nodes += [
+            helper.make_node("Cast", [view], names[:1], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", [names[0], "gain"], names[1:2]),
+            helper.make_node("Transpose", [names[1]], names[2:3], perm=[0, 3, 1, 2]),
+            helper.make_node(
+                "AveragePool", [names[2]], names[3:4], kernel_shape=[16, 16], strides=[16, 16]
+            ),
+            helper.make_node("Flatten", [names[3]], names[4:], axis=1),
+        ]
+        parts.append(names[4])
+    nodes += [
+        helper.make_node("Concat", parts, ["features"], axis=1),
+        helper.make_node("Gemm", ["features", "w", "b"], ["hidden"], transB=1),
+        helper.make_node("Relu", ["hidden"], ["shown"]),
+        helper.make_node("Gemm", ["shown", "v", "c"], ["logit"], transB=1),
+        helper.make_node(last, ["logit"], ["quality"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, ["batch", SIDE, SIDE, 3])
+        for n in ("whole", "fragments")
+    ]
+    quality = helper.make_tensor_value_info("quality", onnx.TensorProto.FLOAT, ["batch", 1])
+    stored = [numpy_helper.from_array(v.astype(np.float32), n) for n, v in constants.items()]
+    inner = helper.make_graph(nodes, "small", inputs, [quality], stored)
+    return helper.make_model(inner, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def picture(seed: int) -> np.ndarray:
+    """Smooth colours with some grain, uint8 (96, 128, 3)."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(30, 220, (4, 4, 3)).repeat(24, 0).repeat(32, 1)
+    return np.clip(coarse + rng.normal(0, 6, coarse.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory):
+    """Rated pictures for training and validation, and ladders of which one shows a screen."""
+    folder = tmp_path_factory.mktemp("packs")
+    rng = np.random.default_rng(9)
+    about = {"made_by": "test", "settings": {}}
+    splits = ["train"] * 24 + ["validation"] * NUM_VALIDATION
+    rated = [
+        (Record(f"{i}.jpg", f"{i}.jpg", s, mos=float(rng.uniform())), as_planes_420(picture(i)))
+        for i, s in enumerate(splits)
+    ]
+    write_pack(folder / "rated", rated, **about)
+    ladders = []
+    for i, content in enumerate(("a", "b", "gb82_gui")):
+        for level in range(4):
+            name = "darker" if level else "clean"
+            record = Record(f"{content}/{level}", content, "train", degradation=name, level=level)
+            ladders.append((record, as_planes_420(picture(100 + i) // (1 + level))))
+    write_pack(folder / "ladders", ladders, **about)
+    return folder
+
+
+@pytest.fixture
+def write(specs, tmp_path):
+    """``write(name, precision, gain=...)``: a small model's file."""
+
+    def make(name: str, precision: str, **options):
+        path = tmp_path / name
+        about = {"name": "small", "version": "1", "views": specs, "normalisation": (0.0, 1.0)}
+        history = [{"step": "train"}]
+        graph = small_graph(**options)
+        write_model(
+            graph,
+            path,
+            precision=precision,
+            num_parameters=9,
+            made_by="x",
+            history=history,
+            **about,
+        )
+        return path
+
+    return make
+
+
+@pytest.fixture
+def files(write, tmp_path):
+    """The float file, the INT8 file (whose features are off by a tenth) and the settings."""
+    config = tmp_path / "int8.toml"
+    config.write_text(SETTINGS)
+    return write("f.onnx", "fp32", gain=1.0), write("q.onnx", "int8", gain=0.9), config
+
+
+def predictions(path):
+    """What a file says of ten pictures."""
+    with load_scorer(path) as scorer:
+        return scorer.predict([planes_of_rgb(picture(200 + i)) for i in range(10)])
+
+
+def test_both_files_say_how_sure_they_are(files, packs, tmp_path):
+    """Afterwards each file gives intervals around the same scores as before, bit by bit, its own
+    coverage and flags are in its manifest beside the step, and a second run, with the features of
+    the first, gives the same bytes.
+    """
+    *models, config = files
+    before = [[p.raw for p in predictions(path)] for path in models]
+    told = [load_model(path).manifest.num_parameters for path in models]
+    sure(*models, config=config, packs=packs, cache=tmp_path / "features.npz")
+    for path, raw, num_parameters in zip(models, before, told, strict=True):
+        found, manifest = predictions(path), load_model(path).manifest
+        assert [p.raw for p in found] == raw
+        assert all(p.interval[0] <= p.score <= p.interval[1] for p in found)
+        assert len({p.spread for p in found}) == len(found)
+        assert [step["step"] for step in manifest.history] == ["train", "sure"]
+        assert manifest.history[-1]["settings"]["num_strange"] == 11
+        assert (manifest.interval.coverage, manifest.interval.output) == (0.8, "spread")
+        figures = manifest.metrics["sure"]
+        assert figures["num_validation"] == NUM_VALIDATION
+        assert len(figures["coverage_by_width"]) == 4
+        assert figures["flagged"]["validation"] <= 0.1
+        assert set(figures["flagged"]["held_out_kinds"]) == {
+            "codes",
+            "credits",
+            "plates",
+            "streaks",
+        }
+        assert manifest.num_parameters == num_parameters + 8 * (96 + 1) + 2 * (8 + 1)
+    scales = [load_model(p).manifest.metrics["sure"]["points_per_spread"] for p in models]
+    assert scales[0] != scales[1]
+    first = [path.read_bytes() for path in models]
+    sure(*models, config=config, packs=packs, cache=tmp_path / "features.npz")
+    assert [path.read_bytes() for path in models] == first
+    for path, num_parameters in zip(models, told, strict=True):
+        manifest = load_model(path).manifest
+        assert [step["step"] for step in manifest.history] == ["train", "sure"]
+        assert manifest.num_parameters == num_parameters + 8 * (96 + 1) + 2 * (8 + 1)
+
+
+def test_the_served_interval_is_the_conformal_one(files, packs, tmp_path):
+    """Of the validation pictures themselves at least the promised share lies inside."""
+    *models, config = files
+    sure(*models, config=config, packs=packs)
+    from distill.data.packed import Pack
+
+    pack = Pack(packs / "rated")
+    records = [r for r in pack.records if r.split == "validation"]
+    with load_scorer(models[1]) as scorer:
+        found = scorer.predict([pack.planes(r) for r in records])
+        threshold = scorer.manifest.domain.threshold
+    inside = [
+        p.interval[0] <= 100 * r.mos <= p.interval[1] for p, r in zip(found, records, strict=True)
+    ]
+    assert 0.8 <= np.mean(inside) < 1
+    assert sum(p.unfamiliar > threshold for p in found) == 2  # a tenth of twenty
+
+
+def test_features_of_other_pictures_are_refused(files, packs, tmp_path):
+    """A cache made with other settings is named, and no file is changed."""
+    *models, config = files
+    cache = tmp_path / "features.npz"
+    sure(*models, config=config, packs=packs, cache=cache)
+    before = [path.read_bytes() for path in models]
+    config.write_text(SETTINGS.replace("num_ladders = 3", "num_ladders = 2"))
+    with pytest.raises(ConfigError, match=r"features\.npz"):
+        sure(*models, config=config, packs=packs, cache=cache)
+    assert [path.read_bytes() for path in models] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "code"),
+    [
+        (("coverage = 0.8", "coverage = 0.99"), "20 rated validation pictures", 2),
+        (("coverage = 0.8", 'held_out = ["cats"]'), "cats", 2),
+        (("coverage = 0.8", "coverage = 1.5"), "sure.coverage", 2),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(
+    files, packs, monkeypatch, capsys, change, told, code
+):
+    """The command ends with its code and one line that names the setting."""
+    *models, config = files
+    config.write_text(SETTINGS.replace(*change))
+    assert call(monkeypatch, *models, config, packs) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert told in lines[0]
+
+
+def test_a_model_without_the_quality_head_is_one_line(write, files, packs, monkeypatch, capsys):
+    """A model that ends otherwise ends the command with 5 and one line, and is left as it was."""
+    other = write("other.onnx", "int8", gain=0.9, last="Tanh")
+    before = other.read_bytes()
+    assert call(monkeypatch, files[0], other, files[2], packs) == 5
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "two and a Sigmoid are known" in lines[0]
+    assert other.read_bytes() == before
+
+
+def call(monkeypatch, model, quantised, config, packs) -> int:
+    """The exit code of the command line."""
+    words = ["sure", model, quantised, "--config", config, "--packs", packs]
+    monkeypatch.setattr(sys, "argv", ["dgiqa-quant", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
