@@ -49,12 +49,13 @@ class SureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Drawn pictures of each kind to judge by."""
     width: Annotated[int, msgspec.Meta(ge=2)] = 32
     """Hidden units, half for each output."""
-    num_steps: Count = 1500
+    num_steps: Count = 300
+    """Few: what is left of errors is mostly chance, and many steps learn the chance by heart."""
     batch: Count = 256
     """Looks of each kind in a step."""
     rate: Positive = 1e-3
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.05
-    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.3
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
     agreement_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Weight of the squared difference between the logits of the two precisions."""
     strange_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.1

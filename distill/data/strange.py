@@ -206,7 +206,7 @@ def codes(rng: Rng, side: int) -> Rgb:
     inner = int(side * rng.uniform(0.5, 0.95))
     wave = cv2.resize(bits.astype(np.float32), (inner, inner), interpolation=cv2.INTER_NEAREST)
     edge = (side - inner) // 2
-    framed = np.pad(wave, ((edge, side - inner - edge),) * 2)
+    framed = np.pad(np.asarray(wave, np.float64), ((edge, side - inner - edge),) * 2)
     return _mixed(framed, paper, ink)
 
 
