@@ -79,6 +79,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """fast: a few dense convolutions in place of MobileNetV2's first stages, and no last one."""
     front_width: Count = 32
     front_depth: Count = 3
+    front_patches: Count | None = None
+    """Channels of the front's first convolution, over squares of 48 numbers; as ``front_width``."""
     normalised: bool = False
     """Train with BatchNorms, their statistics standing still; they are folded when it is done."""
 

@@ -185,6 +185,7 @@ def load_student(path: Path, *, folded: bool = True) -> Student:
         AttributeError,
         TypeError,
         IndexError,
+        KeyError,
     ) as exc:
         reason = str(exc).splitlines()[0]
         raise ModelError(f"{path.name} does not hold a student's weights: {reason}") from exc
@@ -200,7 +201,12 @@ def load_front_(trunk: FastTrunk, path: Path | None) -> None:
     """
     if path is None:
         raise ConfigError("a fast trunk begins with a front: teach one (front), give it (--front)")
-    taught = PlainFront(width=trunk.front.width, depth=len(trunk.front.body), normalised=True)
+    taught = PlainFront(
+        width=trunk.front.width,
+        depth=len(trunk.front.body),
+        patch_width=trunk.front.patch_width,
+        normalised=True,
+    )
     try:
         taught.load_state_dict(torch.load(path, weights_only=True))
     except FileNotFoundError as exc:
@@ -221,4 +227,5 @@ def _trunk_of(state: dict[str, Tensor]) -> Trunk:
         return Trunk(normalised=normalised)
     depth = sum(".front.body." in name and name.endswith("weight") for name in state)
     depth -= sum(".front.body." in name and name.endswith("norm.weight") for name in state)
-    return FastTrunk(width=len(patches), depth=depth, normalised=normalised)
+    width = state["trunk.front.project.weight"].shape[1]
+    return FastTrunk(width=width, depth=depth, patch_width=len(patches), normalised=normalised)

@@ -211,20 +211,27 @@ class PlainFront(nn.Module):
 
     PATCH_PX = 4
 
-    def __init__(self, *, width: int, depth: int, normalised: bool = False) -> None:
-        """``depth`` convolutions of ``width`` channels between the patches and the last one."""
+    def __init__(
+        self, *, width: int, depth: int, patch_width: int | None = None, normalised: bool = False
+    ) -> None:
+        """``depth`` convolutions of ``width`` channels between the patches and the last one.
+
+        A patch has 48 numbers: with fewer channels of its own (``patch_width``, as many as
+        ``width`` unless given) the first convolution would lose some of what it sees.
+        """
         super().__init__()
-        self.width = width
+        self.width, self.patch_width = width, patch_width or width
         patch, out = self.PATCH_PX, CHANNELS[NUM_EARLY - 1]
-        self.patches = convolution(3, width, patch, patch, normalised=normalised)
+        self.patches = convolution(3, self.patch_width, patch, patch, normalised=normalised)
         self.body = nn.ModuleList(
-            convolution(width, width, 3, normalised=normalised) for _ in range(depth)
+            convolution(width if j else self.patch_width, width, 3, normalised=normalised)
+            for j in range(depth)
         )
         self.project = convolution(width, out, 3, normalised=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised RGB (B, 3, H, W), sides divisible by 4, to (B, 24, H/4, W/4)."""
-        x = F.relu(self.patches(x))  # (B, width, H/4, W/4)
+        x = F.relu(self.patches(x))  # (B, patch_width, H/4, W/4)
         for conv in self.body:
             x = F.relu(conv(x))  # (B, width, H/4, W/4)
         y: Tensor = self.project(x)  # (B, 24, H/4, W/4)
@@ -240,10 +247,20 @@ class FastTrunk(Trunk):
 
     TAPPED = (*TAPPED, len(CHANNELS) - 1)
 
-    def __init__(self, *, width: int = 32, depth: int = 3, normalised: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        width: int = 32,
+        depth: int = 3,
+        patch_width: int | None = None,
+        normalised: bool = False,
+    ) -> None:
+        """Width and depth are the front's."""
         super().__init__(normalised=normalised)
         del self.stem, self.last
-        self.front = PlainFront(width=width, depth=depth, normalised=normalised)
+        self.front = PlainFront(
+            width=width, depth=depth, patch_width=patch_width, normalised=normalised
+        )
         for j in range(NUM_EARLY):
             self.blocks[j] = nn.Identity()  # the others keep their numbers
 
@@ -264,7 +281,12 @@ class FastTrunk(Trunk):
 
 def make_front(config: ModelConfig) -> PlainFront:
     """The front of a fast trunk, its BatchNorms beside it."""
-    return PlainFront(width=config.front_width, depth=config.front_depth, normalised=True)
+    return PlainFront(
+        width=config.front_width,
+        depth=config.front_depth,
+        patch_width=config.front_patches,
+        normalised=True,
+    )
 
 
 def make_trunk(config: ModelConfig) -> Trunk:
@@ -272,7 +294,10 @@ def make_trunk(config: ModelConfig) -> Trunk:
     if config.trunk == "mobilenetv2":
         return Trunk(normalised=config.normalised)
     return FastTrunk(
-        width=config.front_width, depth=config.front_depth, normalised=config.normalised
+        width=config.front_width,
+        depth=config.front_depth,
+        patch_width=config.front_patches,
+        normalised=config.normalised,
     )
 
 

@@ -120,8 +120,9 @@ def test_the_late_stages_are_those_of_mobilenetv2(backbone, views):
 
 
 def test_a_saved_student_is_loaded_as_what_it_is(views, tmp_path):
-    """Width, depth and BatchNorms are read off the weights; folded, it says the same."""
-    student = shaken_(Student(trunk=FastTrunk(width=12, depth=2, normalised=True)).eval())
+    """Widths, depth and BatchNorms are read off the weights; folded, it says the same."""
+    trunk = FastTrunk(width=12, depth=2, patch_width=20, normalised=True)
+    student = shaken_(Student(trunk=trunk).eval())
     torch.save(student.state_dict(), tmp_path / "best.pt")
     kept = load_student(tmp_path / "best.pt", folded=False).eval()
     folded = load_student(tmp_path / "best.pt").eval()
