@@ -273,6 +273,7 @@ class PyavSource:
         settings = self._settings
         if is_still(self.info):
             picture = self._frame(self._pending.popleft(), 0, 0.0, False)
+            self.num_corrupt += picture.info.corrupt
             yield dataclasses.replace(
                 picture, info=dataclasses.replace(picture.info, duration_seconds=0.0)
             )

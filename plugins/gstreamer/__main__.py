@@ -43,6 +43,10 @@ def main() -> None:
         sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
     version = ".".join(map(str, sys.version_info[:2]))
     sys.stderr.write(f"for a GStreamer that embeds Python {version}\n")
+    if "VIRTUAL_ENV" in os.environ:
+        sys.stderr.write(
+            "deactivate your virtual environment: GStreamer would take it for its own\n"
+        )
 
 
 if __name__ == "__main__":

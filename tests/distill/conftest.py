@@ -87,23 +87,35 @@ def recipe(small_views) -> Recipe:
     )
 
 
+def toml_of(recipe: Recipe) -> str:
+    """A recipe as its file has it."""
+
+    def value(v: object) -> str:
+        return str(v).lower() if isinstance(v, bool) else repr(v)
+
+    def keys(table: dict[str, object]) -> list[str]:
+        return [f"{k} = {value(v)}" for k, v in table.items() if v is not None]
+
+    made = msgspec.to_builtins(recipe)
+    lines = [f"name = {made['name']!r}"]
+    for view in made["views"]:
+        lines += ["[[views]]", *keys(view)]
+    for table in ("data", "model", "imitate", "imitate_trunk", "train", "losses"):
+        lines += [f"[{table}]", *keys(made[table])]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def recipe_text() -> Callable[[Recipe], str]:
+    """``recipe_text(recipe)``: its TOML."""
+    return toml_of
+
+
 @pytest.fixture(scope="session")
 def recipe_file(recipe, tmp_path_factory) -> Path:
     """The recipe as TOML."""
-    made = msgspec.to_builtins(recipe)
-    written = {True: "true", False: "false"}
-
-    def value(v: object) -> str:
-        return written[v] if isinstance(v, bool) else repr(v)
-
-    lines = [f"name = {made['name']!r}"]
-    for view in made["views"]:
-        lines += ["[[views]]", *(f"{k} = {value(v)}" for k, v in view.items())]
-    for table in ("data", "model", "imitate", "train"):
-        values = {k: v for k, v in made[table].items() if v is not None}
-        lines += [f"[{table}]", *(f"{k} = {value(v)}" for k, v in values.items())]
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text(toml_of(recipe))
     return path
 
 
@@ -243,10 +255,10 @@ def taught_recipe(recipe) -> Recipe:
     losses = LossConfig(
         teacher_score=0.5, fused=0.2, pooled=0.2, attention=0.1, gated=0.1, relation_distance=0.1,
         relation_similarity=0.1, rank_teacher=0.2, rank_mos=0.2, rank_pseudo_mos=0.2,
-        pseudo_mos=0.3, gated_score=0.1, insensitivity=0.1, contrast=0.1,
+        pseudo_mos=0.3, falls=0.2, gated_score=0.1, insensitivity=0.1, contrast=0.1,
         confidence_temperature=0.05,
     )  # fmt: skip
-    train = msgspec.structs.replace(recipe.train, unrated_batch=3)
+    train = msgspec.structs.replace(recipe.train, unrated_batch=3, ladders_from_clean=True)
     return msgspec.structs.replace(recipe, train=train, losses=losses)
 
 

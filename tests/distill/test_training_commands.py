@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 
-import msgspec
 import pytest
 
 pytest.importorskip("torch")
@@ -29,15 +28,18 @@ def call(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "some", [[], ["--packs", "p", "--shards", "s"], ["--packs", "p", "--labels", "l"]]
+    "some",
+    [[], ["--packs", "p", "--shards", "s", "--labels", "l"], ["--packs", "p", "--labels", "l"]],
 )
-def test_training_takes_one_kind_of_data(call, recipe_file, tmp_path, some):
-    """No data, two kinds, or labels without their shards end with 2, and no run folder is made."""
+def test_training_takes_data_that_belongs_together(call, recipe_file, tmp_path, some):
+    """No data, labels beside packs, or labels without their shards end with 2, and no run folder is
+    made.
+    """
     words = ["--backbone", tmp_path / "b.npz", "--run", tmp_path / "run", "--threads", 1]
     code, lines, _ = call("train", recipe_file, *words, *some)
     assert code == 2
     [line] = lines
-    assert "--packs, or from --shards" in line
+    assert "--packs, from --shards with or without --labels" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -73,7 +75,7 @@ def test_absent_shards_are_told(call, teacher, tmp_path):
 
 
 @pytest.mark.slow
-def test_label_then_train(call, teacher, shards, taught_recipe, backbone, tmp_path):
+def test_label_then_train(call, teacher, shards, taught_recipe, backbone, tmp_path, recipe_text):
     """The two commands, one after the other, leave labels that carry no folder of this machine and
     a student, whose figures are printed as JSON.
     """
@@ -86,14 +88,7 @@ def test_label_then_train(call, teacher, shards, taught_recipe, backbone, tmp_pa
     )  # fmt: skip
     assert code == 0, lines
     assert str(tmp_path) not in (tmp_path / "labels" / "manifest.json").read_text()
-    made = msgspec.to_builtins(taught_recipe)
-    tables = {"data": made["data"], "train": made["train"], "losses": made["losses"]}
-    text = ["name = 'tiny'"]
-    for view in made["views"]:
-        text += ["[[views]]", *(f"{k} = {v!r}" for k, v in view.items())]
-    for name, table in tables.items():
-        text += [f"[{name}]", *(f"{k} = {v!r}" for k, v in table.items() if v is not None)]
-    (tmp_path / "r.toml").write_text("\n".join(text))
+    (tmp_path / "r.toml").write_text(recipe_text(taught_recipe))
     code, lines, printed = call(
         "train", tmp_path / "r.toml", "--shards", shards, "--labels", tmp_path / "labels",
         "--backbone", backbone, "--run", tmp_path / "run", "--steps", 2, "--device", "cpu",

@@ -68,7 +68,7 @@ def require_gstreamer(missing: Callable[[str, str], None], folder: Path) -> dict
         missing("GStreamer for Python", PACKAGES)
     asked = subprocess.run(
         [DEBIAN_PYTHON, "-c", _PROBE], capture_output=True, text=True, check=False,
-        env={**os.environ, "GST_REGISTRY": str(folder / "probe.bin")},
+        env={**os.environ, "PATH": _system_path(), "GST_REGISTRY": str(folder / "probe.bin")},
     )  # fmt: skip
     if asked.returncode:
         missing("GStreamer with Python", PACKAGES)
@@ -81,11 +81,19 @@ def require_gstreamer(missing: Callable[[str, str], None], folder: Path) -> dict
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DGIQA", "GST"))}
     return {
         **kept,
+        "PATH": _system_path(),
         "PYTHONPATH": os.pathsep.join(homes),
         "GST_PLUGIN_PATH": str(PLUGIN_PATH),
         "GST_REGISTRY": str(folder / "registry.bin"),  # nobody's own is touched
         "OMP_NUM_THREADS": "1",
     }
+
+
+def _system_path() -> str:
+    """Without this Python's own folder: GStreamer's would take a virtual environment for its."""
+    own = Path(sys.executable).parent
+    folders = os.environ["PATH"].split(os.pathsep)
+    return os.pathsep.join(folder for folder in folders if Path(folder) != own)
 
 
 def launch(
