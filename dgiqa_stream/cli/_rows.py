@@ -52,6 +52,8 @@ class InputResult:
     """Share of the input's time, 0..1, that scored frames account for."""
     in_domain_share: float | None = None
     """Share of the scored time, 0..1, whose frames are in domain."""
+    seconds: float = 0.0
+    """How long scoring it took, on the wall clock."""
     last: FrameScore | None = None
     """The last frame's; of a picture, the only one."""
     error: str | None = None

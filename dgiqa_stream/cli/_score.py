@@ -8,6 +8,7 @@ import typer
 
 from dgiqa_stream.cli import _shared as shared
 from dgiqa_stream.cli._pool import Pools, names_of
+from dgiqa_stream.cli._thresholds import poolers_needed, thresholds_of
 from dgiqa_stream.cli.scoring import Format, OpenedScorer, ScoreRequest, score_inputs, told
 from dgiqa_stream.errors import ConfigError
 
@@ -31,7 +32,16 @@ def score(
     ] = None,
     duration: Annotated[float | None, typer.Option(help="Stop after so many seconds.")] = None,
     fail_under: Annotated[
-        float | None, typer.Option(help="Exit with 1 where an input's mean is lower.")
+        list[str] | None,
+        typer.Option(
+            metavar="[POOLER=]VALUE",
+            help="Exit with 1 where an input's pooled value, else its mean, is lower, as p5=40; "
+            "may be repeated.",
+        ),
+    ] = None,
+    junit: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="JUnit XML too: a case per input and --fail-under."),
     ] = None,
     pool: Pools = None,
     model: shared.Model = "student",
@@ -48,7 +58,7 @@ def score(
 ) -> None:
     """Score files: every frame unless --fps or --every says otherwise; data to standard output."""
     shared.set_up_logging(log_level)
-    shared.check_number("--fail-under", fail_under, least=0, most=100)
+    thresholds = thresholds_of(fail_under or ())
     if fps is not None and every is not None:
         raise ConfigError("--fps and --every cannot both choose the frames: give one of them")
     request = ScoreRequest(
@@ -66,14 +76,15 @@ def score(
             "overload.policy": ("", "wait"),
             "picture.crop": ("--crop", crop),
             "picture.letterbox": ("--letterbox", letterbox),
-            "pooling.poolers": ("--pool", names_of(pool)),
+            "pooling.poolers": ("--pool", poolers_needed(names_of(pool), thresholds)),
             "model.name": ("--model", model),
             "model.device": ("--device", device),
             "model.threads": ("--threads", threads),
         },
         format=format,
         output=output,
-        fail_under=fail_under,
+        fail_under=thresholds,
+        junit=junit,
         quiet=quiet,
     )
     shared.leave(score_inputs(request, _open_model))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgiqa_stream.cli import _shared as shared
 from dgiqa_stream.cli._interrupts import INTERRUPTED, Interrupts
+from dgiqa_stream.cli._progress import InputProgress, Progress, shown_progress
 from dgiqa_stream.cli._settings import Given, Wording, settle
 from dgiqa_stream.errors import ConfigError, SinkError, SourceError, SourceUnsupported
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from dgiqa_stream.cli._rows import InputResult, RowWriter
+    from dgiqa_stream.cli._thresholds import Threshold
     from dgiqa_stream.config import StreamConfig
     from dgiqa_stream.pooling import TemporalPooling
     from dgiqa_stream.scorer import Scorer
@@ -49,7 +52,10 @@ class ScoreRequest:
     """Settings by key, each with the option that set it; errors name the option."""
     format: Format = Format.CSV
     output: str = "-"
-    fail_under: float | None = None
+    fail_under: Sequence[Threshold] = ()
+    """What each input's pooled values must reach."""
+    junit: str | None = None
+    """The JUnit XML to write too."""
     quiet: bool = False
 
 
@@ -78,7 +84,7 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
     on.
     """
     from dgiqa_stream.config import StreamConfig
-    from dgiqa_stream.inputs import expand, refuse_empty, refuse_overwriting
+    from dgiqa_stream.inputs import expand, refuse_empty
     from dgiqa_stream.sources import check_options
 
     settings, wording = settle(StreamConfig(), request.given)
@@ -88,10 +94,23 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
         inputs = expand(list(request.paths))
         for path in inputs:
             check_options(path, settings.source.options)
-        refuse_overwriting(request.output, inputs)
+        _check_outputs(request, inputs)
         opened = open_scorer(settings)
         with opened.scorer, Interrupts() as interrupts:
             return _Run(request, inputs, settings, wording, opened, interrupts).score_all()
+
+
+def _check_outputs(request: ScoreRequest, inputs: list[str]) -> None:
+    """Refuse files that would be written over an input or each other, or cannot be written."""
+    from dgiqa_stream.cli._junit import refuse_unwritable
+    from dgiqa_stream.inputs import refuse_empty, refuse_overwriting, refuse_same_file
+
+    refuse_overwriting(request.output, inputs)
+    if request.junit is not None:
+        refuse_empty(request.junit)
+        refuse_overwriting(request.junit, inputs)
+        refuse_same_file({"--output": request.output, "--junit": request.junit})
+        refuse_unwritable(request.junit)
 
 
 def told(settings: StreamConfig) -> dict[str, Any]:
@@ -123,8 +142,9 @@ class _Run:
 
     def score_all(self) -> int:
         """Write every row; the exit code."""
+        begin = time.monotonic()
         quiet = self.request.quiet
-        with _opened(self.request.output) as out, _progress(quiet) as progress:
+        with _opened(self.request.output) as out, shown_progress(quiet=quiet) as progress:
             writer = self._writer(out)
             try:
                 for path in self.inputs:
@@ -134,8 +154,27 @@ class _Run:
                 shared.complain("interrupted: what was scored so far is written")
                 self.codes.add(INTERRUPTED)
             writer.finish(self.results, interrupted=INTERRUPTED in self.codes)
-        return shared.first_code(
-            self.codes | _verdict(self.results, self.request.fail_under, quiet)
+        self.codes |= _verdict(self.results, self.request.fail_under, quiet)
+        if self.request.junit is not None:
+            self._write_junit(self.request.junit, time.monotonic() - begin)
+        return shared.first_code(self.codes)
+
+    def _write_junit(self, path: str, seconds: float) -> None:
+        from dgiqa_stream.cli._junit import write_junit
+        from dgiqa_stream.versions import package_version
+
+        model = self.opened.scorer.manifest
+        properties = {
+            "dgiqa-stream": package_version(),
+            "model": f"{model.id} {model.version} {model.precision}",
+            "model.sha256": model.sha256,
+        }
+        write_junit(
+            path,
+            self.results,
+            self.request.fail_under,
+            properties=properties,
+            seconds=seconds,
         )
 
     def _writer(self, out: TextIO) -> RowWriter:
@@ -151,7 +190,7 @@ class _Run:
         kind = rows.CsvRows if self.request.format is Format.CSV else rows.NdjsonRows
         return kind(out, stills_only=stills_only)
 
-    def _score(self, path: str, writer: RowWriter, progress: _Progress) -> None:
+    def _score(self, path: str, writer: RowWriter, progress: Progress) -> None:
         """Score one input into its result; one that fails is named, and the others go on."""
         import msgspec
 
@@ -164,19 +203,21 @@ class _Run:
         # the whole input is pooled; nobody reads sliding windows here
         settings = msgspec.structs.replace(self.settings.pooling, windows_seconds=())
         pooling = TemporalPooling(settings, stream=stream_id_of(path), period_seconds=None)
-        progress.begin(result.path)
+        shown = progress.begin(result.path)
+        begin = time.monotonic()
         try:
             with self.opened.reading(path):
-                self._score_frames(path, result, pooling, writer, progress)
+                self._score_frames(path, result, pooling, writer, shown)
         except (SourceError, ConfigError) as exc:  # the latter: a crop outside of this picture
             self._fail(result, exc, writer)
         except KeyboardInterrupt:
             result.error = "interrupted"
             raise
         finally:
+            result.seconds = time.monotonic() - begin
             if result.num_frames:
                 result.take(pooling.session())
-        progress.ended()
+        shown.ended()
 
     def _score_frames(
         self,
@@ -184,7 +225,7 @@ class _Run:
         result: InputResult,
         pooling: TemporalPooling,
         writer: RowWriter,
-        progress: _Progress,
+        progress: InputProgress,
     ) -> None:
         from dgiqa_stream.inputs import refuse_folder
         from dgiqa_stream.pipeline import score_frames
@@ -241,7 +282,7 @@ def _opened(output: str) -> Iterator[TextIO]:
                 out.close()
 
 
-def _verdict(results: list[InputResult], fail_under: float | None, quiet: bool) -> set[int]:
+def _verdict(results: list[InputResult], thresholds: Sequence[Threshold], quiet: bool) -> set[int]:
     """The exit codes that apply, and the summary lines."""
     codes: set[int] = set()
     for result in results:
@@ -251,60 +292,12 @@ def _verdict(results: list[InputResult], fail_under: float | None, quiet: bool) 
             frames += f", {result.num_corrupt} corrupt" if result.num_corrupt else ""
             frames += result.out_of_domain_text()
             shared.say(f"{result.path}: {mean:.1f}{result.beside_the_mean()}  ({frames})")
-        if mean is not None and fail_under is not None and mean < fail_under:
-            shared.say(f"{result.path}: mean {mean:.2f} is below --fail-under {fail_under:g}")
+        shortfalls = [t.shortfall(result.pooled) for t in thresholds if result.num_frames]
+        for shortfall in filter(None, shortfalls):
+            shared.say(f"{result.path}: {shortfall}")
             codes.add(shared.BELOW)
     if not any(r.num_frames for r in results):
         codes.add(shared.NOTHING)
     elif any(r.error for r in results):
         codes.add(shared.PARTIAL)
     return codes
-
-
-class _Progress:
-    """A bar with an estimate on a terminal; nothing elsewhere."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar, self._task = bar, None
-        self._first: float | None = None
-
-    def begin(self, path: str) -> None:
-        if self._bar is not None:
-            self._first = None
-            self._task = self._bar.add_task(path, total=None)
-
-    def opened(self, info: Any) -> None:
-        if self._bar is not None and info.duration_seconds:
-            self._bar.update(self._task, total=info.duration_seconds)
-
-    def scored(self, pts_seconds: float) -> None:
-        if self._bar is not None:
-            self._first = pts_seconds if self._first is None else self._first
-            self._bar.update(self._task, completed=pts_seconds - self._first)
-
-    def ended(self) -> None:
-        if self._bar is not None:
-            self._bar.remove_task(self._task)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[_Progress]:
-    if quiet or not sys.stderr.isatty():
-        yield _Progress(None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed:.1f} s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,  # the data go there, not above the bar
-    ) as bar:
-        yield _Progress(bar)
