@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dgiqa_stream.cli import _shared as shared
-from dgiqa_stream.errors import ConfigError
+from dgiqa_stream.errors import ConfigError, ModelError
 
 
 def report(
@@ -42,9 +42,25 @@ def report(
 
 
 def models(
-    *, as_json: Annotated[bool, typer.Option("--json", help="Whole manifests.")] = False
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[verify [MODEL...]]",
+            help="Nothing lists. verify tries each model, a name or a .onnx; the shipped ones.",
+        ),
+    ] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Whole manifests.")] = False,
 ) -> None:
-    """List the models that came with this package, each checked against its manifest."""
+    """List the models that came with this package, each checked against its manifest.
+
+    With verify, try any: hash, manifest, inputs, outputs and a score. It needs no network; exit
+    code 0 where all are fine, 5 where one is not.
+    """
+    if words:
+        if words[0] != "verify":
+            raise ConfigError(f"models {' '.join(words)!r}: give nothing, or `verify [MODEL...]`")
+        shared.leave(_verify(words[1:], as_json=as_json))
     import msgspec
 
     from dgiqa_stream.manifest import DEFAULT_MODEL, load_model, shipped_models
@@ -59,6 +75,72 @@ def models(
         shown = f"{name} (default)" if name == DEFAULT_MODEL else name
         fields = (m.version, m.precision, m.num_parameters, m.size_bytes, m.licence, m.sha256[:12])
         sys.stdout.write("\t".join(map(str, (shown, *fields))) + "\n")
+
+
+def _verify(names: list[str], *, as_json: bool) -> int:
+    """Try each model, go on after a bad one, and return the exit code."""
+    from dgiqa_stream.manifest import shipped_models
+
+    found: dict[str, dict[str, Any]] = {}
+    for name in names or shipped_models():
+        try:
+            found[name] = _tried(name)
+        except ModelError as exc:
+            text = str(exc) if name in str(exc) else f"{name}: {exc}"
+            shared.complain(text)
+            found[name] = {"error": text}
+    if as_json:
+        json.dump(found, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write("model\tversion\tsha256\tinputs\toutputs\tscore\n")
+        for name, facts in found.items():
+            if "error" not in facts:
+                sys.stdout.write("\t".join((name, *_told(facts))) + "\n")
+    return shared.BROKEN if any("error" in facts for facts in found.values()) else shared.OK
+
+
+def _tried(name: str) -> dict[str, Any]:
+    """What is true of a model that scores; raises :class:`ModelError` where anything is wrong."""
+    from dgiqa_stream.config import SourceSettings
+    from dgiqa_stream.manifest import load_model
+    from dgiqa_stream.scorer import load_scorer
+    from dgiqa_stream.sources import open_source
+
+    loaded = load_model(name)
+    manifest, num_bytes = loaded.manifest, loaded.path.stat().st_size
+    if num_bytes != manifest.size_bytes:
+        raise ModelError(
+            f"{loaded.path.name} has {num_bytes} bytes, its manifest says {manifest.size_bytes}: "
+            "export it again with `dgiqa-quant export`"
+        )
+    with load_scorer(name, device="cpu") as scorer:  # which checks the graph's inputs and outputs
+        source = open_source(
+            "pattern:clean?size=640x360&fps=25&seconds=1", SourceSettings(), stream="verify"
+        )
+        (prediction,) = scorer.predict([next(iter(source.frames())).planes])
+    more = [spec.output for spec in (manifest.interval, manifest.domain) if spec is not None]
+    return {
+        "file": str(loaded.path),
+        "version": manifest.version,
+        "sha256": manifest.sha256,
+        "inputs": {view.name: list(view.shape) for view in manifest.preprocess.views},
+        "outputs": [manifest.output.name, *more],
+        "score": prediction.score,
+    }
+
+
+def _told(facts: dict[str, Any]) -> tuple[str, ...]:
+    """The columns of a row."""
+    inputs = (f"{name} {'x'.join(map(str, shape))}" for name, shape in facts["inputs"].items())
+    outputs = ", ".join(facts["outputs"])
+    return (
+        facts["version"],
+        facts["sha256"][:12],
+        ", ".join(inputs),
+        outputs,
+        f"{facts['score']:.2f}",
+    )
 
 
 def config(

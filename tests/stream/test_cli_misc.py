@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tomllib
@@ -9,7 +10,7 @@ import tomllib
 import pytest
 
 from dgiqa_stream.config import StreamConfig, default_file, parse_config
-from dgiqa_stream.manifest import DEFAULT_MODEL, load_model, shipped_models
+from dgiqa_stream.manifest import DEFAULT_MODEL, load_model, manifest_path, shipped_models
 
 PATTERN = "pattern:clean?size=64x48&fps=25"
 
@@ -34,6 +35,129 @@ def test_models_are_listed_with_their_digests(run_cli):
     assert load_model().manifest.sha256.startswith(default[-1])
     whole = json.loads(run_cli("models", "--json").out)
     assert whole[DEFAULT_MODEL]["sha256"] == load_model().manifest.sha256
+
+
+def test_shipped_models_verify(run_cli):
+    """``models verify`` scores with every shipped model, and a name alone with that one; a row has
+    the digest, the graph's inputs and a score on the scale.
+    """
+    done = run_cli("models", "verify")
+    head, *rows = [line.split("\t") for line in done.out.splitlines()]
+    assert (done.code, done.err) == (0, "")
+    assert [row[0] for row in rows] == list(shipped_models())
+    for row in (dict(zip(head, cells, strict=True)) for cells in rows):
+        manifest = load_model(row["model"]).manifest
+        assert manifest.sha256.startswith(row["sha256"])
+        assert all(view.name in row["inputs"] for view in manifest.preprocess.views)
+        assert 0 < float(row["score"]) < 100
+    one = json.loads(run_cli("models", "verify", DEFAULT_MODEL, "--json").out)
+    assert one[DEFAULT_MODEL]["sha256"] == load_model().manifest.sha256
+
+
+def cut_short(model):
+    """Half a download."""
+    model.write_bytes(model.read_bytes()[:-100])
+
+
+def without_manifest(model):
+    """One of two files was copied."""
+    manifest_path(model).unlink()
+
+
+def of_another_export(model):
+    """The manifest of another file."""
+    changed(model, sha256="0" * 64)
+
+
+def of_another_size(model):
+    """A manifest whose fields disagree."""
+    changed(model, size_bytes=7)
+
+
+def not_a_graph(model):
+    """Whole according to its manifest, and yet no model."""
+    model.write_bytes(b"not a graph")
+    changed(model, sha256=hashlib.sha256(b"not a graph").hexdigest(), size_bytes=11)
+
+
+def of_other_inputs(model):
+    """A manifest that describes other views than the graph takes."""
+    text = manifest_path(model).read_text(encoding="utf-8")
+    manifest_path(model).write_text(text.replace('"height": 32', '"height": 64'))
+
+
+def of_other_outputs(model):
+    """A manifest that names an output which the graph has not."""
+    changed(model, output={"name": "mos", "mapping": {"raw": [0, 1], "score": [0, 100]}})
+
+
+def changed(model, **fields):
+    """Write fields of the manifest anew."""
+    beside = manifest_path(model)
+    beside.write_text(json.dumps(json.loads(beside.read_text(encoding="utf-8")) | fields))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (cut_short, "sure.onnx has sha256 "),
+        (without_manifest, "sure.onnx has no manifest sure.onnx.json beside it"),
+        (of_another_export, "its manifest says 000000000000"),
+        (of_another_size, "its manifest says 7: export it again"),
+        (not_a_graph, "sure.onnx cannot be opened by ONNX Runtime"),
+        (of_other_inputs, "they belong to different models"),
+        (of_other_outputs, "its manifest says 'mos' with one number a frame"),
+        (lambda model: model.unlink(), "no model '"),
+    ],
+)
+def test_a_model_that_is_not_fine_is_one_line(run_cli, sure_model, damage, told):
+    """Each kind of damage is one line that names the file, and 5; a good model beside it is still
+    verified, and the bad one was fine before.
+    """
+    model = sure_model()
+    fine = run_cli("models", "verify", model)
+    assert (fine.code, fine.err) == (0, "")
+    assert "quality, spread, unfamiliar" in fine.out
+    damage(model)
+    done = run_cli("models", "verify", model, DEFAULT_MODEL)
+    (line,) = done.err.splitlines()
+    assert done.code == 5
+    assert line.startswith("error: ")
+    assert str(model) in line
+    assert told in line
+    assert [row.split("\t")[0] for row in done.out.splitlines()] == ["model", DEFAULT_MODEL]
+
+
+def test_models_takes_no_other_word(run_cli):
+    """A slip in ``verify`` is refused with 2 and lists nothing."""
+    done = run_cli("models", "verfy")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines() == ["error: models 'verfy': give nothing, or `verify [MODEL...]`"]
+
+
+def test_a_model_of_ones_own_works_everywhere(run_cli, sure_model, tmp_path):
+    """A path is taken by ``score``, ``watch``, ``doctor`` and a configuration file, as an option,
+    a variable or a setting; each says that it is that model.
+    """
+    model, record = str(sure_model()), tmp_path / "r.ndjson"
+    clip = f"{PATTERN}&seconds=1"
+    scored = run_cli("score", clip, "-f", "json", "-q", "--model", model)
+    assert json.loads(scored.out)["model"]["id"] == "sure"
+    told = {"DGIQA_MODEL": model}
+    watched = run_cli("watch", clip, "--publish=", "--ndjson", record, "-q", environment=told)
+    assert watched.code == 0, watched.err
+    messages = map(json.loads, record.read_text(encoding="utf-8").splitlines())
+    meta = next(m for m in messages if m["schema"].startswith("dgiqa.meta"))
+    assert meta["model"]["id"] == "sure"
+    examined = json.loads(run_cli("doctor", "--json", "-m", model).out)
+    assert examined["benchmark"]["model"].startswith("sure 1.0.0")
+    file = tmp_path / "stream.toml"
+    file.write_text(f"[model]\nname = {json.dumps(model)}\n")
+    assert run_cli("config", "check", file).code == 0
+    manifest_path(tmp_path / "sure.onnx").unlink()
+    refused = run_cli("config", "check", file)
+    assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+    assert "has no manifest sure.onnx.json" in refused.err
 
 
 def test_config_prints_what_it_would_read(run_cli, tmp_path):
