@@ -22,13 +22,14 @@ from distill.compute import Compute
 from distill.data.batches import BatchMaker
 from distill.data.training_data import TrainingData
 from distill.head_fit import fit_head_
-from distill.models.student import Student, load_front_, normalised_view
+from distill.models.student import Student, load_front_, load_student, normalised_view
 from distill.models.trunks import (
     NUM_EARLY,
     NUM_SHARED,
     FastTrunk,
     PlainFront,
     Trunk,
+    copy_late_stages_,
     load_imagenet_,
     make_front,
     make_trunk,
@@ -51,16 +52,21 @@ def train_front(
     run: Path,
     *,
     backbone: Path,
+    teacher: Path | None = None,
     num_steps: int | None = None,
     compute: Compute | None = None,
 ) -> float:
     """Teach a front; returns the share of the teacher's variance that it leaves unexplained.
 
+    The teacher is the ImageNet ``backbone``, or the trunk of a trained student (``teacher``: its
+    weights) that knows already what people see.
+
     ``num_steps`` ends before the recipe's last step: the average has settled earlier than the rates
     have fallen. ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (the averaged front,
     its BatchNorms kept) and ``log.csv``. Raises ``ValueError`` where the backbone is none.
     """
-    imitation = _FrontImitation(recipe, data, RunFolder(run), backbone, compute or Compute())
+    trunk = _teacher(backbone, teacher)
+    imitation = _FrontImitation(recipe, data, RunFolder(run), trunk, compute or Compute())
     return imitation.run(num_steps)
 
 
@@ -71,23 +77,38 @@ def train_trunk(
     *,
     backbone: Path,
     front: Path,
+    teacher: Path | None = None,
     num_steps: int | None = None,
     compute: Compute | None = None,
 ) -> float:
     """Teach a whole trunk, behind a front that was taught; returns what it leaves unexplained.
 
-    As :func:`train_front`, but ``best.pt`` is a student: the averaged trunk, its BatchNorms kept,
-    and a head fitted to the ratings. Raises :class:`ModelError` where the front does not fit.
+    Its late stages begin as the teacher's. As :func:`train_front`, but ``best.pt`` is a student:
+    the averaged trunk, its BatchNorms kept, and a head fitted to the ratings. Raises
+    :class:`ModelError` where the front or the teacher does not fit.
     """
     where = compute or Compute()
     trunk = make_trunk(recipe.model)
     if not isinstance(trunk, FastTrunk):
         raise ConfigError('only a fast trunk imitates: set trunk = "fast" in [model]')
+    taught_by = _teacher(backbone, teacher)
     load_imagenet_(trunk, backbone)
+    if teacher is not None:
+        copy_late_stages_(trunk, taught_by)
     load_front_(trunk, front)
     still_statistics_(trunk)
-    imitation = _TrunkImitation(recipe, data, RunFolder(run), backbone, where, trunk)
+    imitation = _TrunkImitation(recipe, data, RunFolder(run), taught_by, where, trunk)
     return imitation.run(num_steps)
+
+
+def _teacher(backbone: Path, weights: Path | None) -> Trunk:
+    """A trunk without BatchNorms that is not to move."""
+    if weights is None:
+        trunk = Trunk()
+        load_imagenet_(trunk, backbone)
+    else:
+        trunk = load_student(weights).trunk
+    return trunk.eval().requires_grad_(False)
 
 
 class _Imitation(ABC):
@@ -98,15 +119,14 @@ class _Imitation(ABC):
         recipe: Recipe,
         data: TrainingData,
         folder: RunFolder,
-        backbone: Path,
+        teacher: Trunk,
         where: Compute,
         config: ImitationConfig,
     ) -> None:
         self.recipe, self.data, self.config = recipe, data, config
         self.folder, self.compute = folder, where
         self.make = BatchMaker(data, recipe)
-        self.teacher = Trunk().eval().requires_grad_(False)
-        load_imagenet_(self.teacher, backbone)
+        self.teacher = teacher
         torch.manual_seed(recipe.train.seed)
         self.pupil = self._pupil()
         for net in (self.teacher, self.pupil):
@@ -244,9 +264,9 @@ class _Imitation(ABC):
 
 class _FrontImitation(_Imitation):
     def __init__(
-        self, recipe: Recipe, data: TrainingData, folder: RunFolder, backbone: Path, where: Compute
+        self, recipe: Recipe, data: TrainingData, folder: RunFolder, teacher: Trunk, where: Compute
     ) -> None:
-        super().__init__(recipe, data, folder, backbone, where, recipe.imitate)
+        super().__init__(recipe, data, folder, teacher, where, recipe.imitate)
 
     def _pupil(self) -> PlainFront:
         return make_front(self.recipe.model)
@@ -280,12 +300,12 @@ class _TrunkImitation(_Imitation):
         recipe: Recipe,
         data: TrainingData,
         folder: RunFolder,
-        backbone: Path,
+        teacher: Trunk,
         where: Compute,
         trunk: FastTrunk,
     ) -> None:
         self.trunk = trunk
-        super().__init__(recipe, data, folder, backbone, where, recipe.imitate_trunk)
+        super().__init__(recipe, data, folder, teacher, where, recipe.imitate_trunk)
 
     def _pupil(self) -> FastTrunk:
         return self.trunk

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from distill.compute import Compute, Precision
     from distill.data.training_data import TrainingData
 
+Teacher = Annotated[
+    Path | None, typer.Option(help="best.pt of a student to imitate, not ImageNet's network.")
+]
 _GPU_CROPS, _CPU_CROPS = 144, 9
 _MOST_WORKERS = 8
 
@@ -112,6 +115,7 @@ def front(
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
     packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
     shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    teacher: Teacher = None,
     steps: Annotated[int | None, typer.Option(help="End early, at the recipe's rates.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -138,6 +142,7 @@ def imitate(
     run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
     packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
     shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    teacher: Teacher = None,
     steps: Annotated[int | None, typer.Option(help="End early, at the recipe's rates.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -153,7 +158,14 @@ def imitate(
     compute = begin_training(device, settings.train.precision, threads=threads)
     opened = _opened(packs, shards, None)
     left = train_trunk(
-        settings, opened, run, backbone=backbone, front=front, num_steps=steps, compute=compute
+        settings,
+        opened,
+        run,
+        backbone=backbone,
+        front=front,
+        teacher=teacher,
+        num_steps=steps,
+        compute=compute,
     )
     say(f"{left:.4f} of the variance is left unexplained; the student is in {run}")
 

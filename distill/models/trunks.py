@@ -301,6 +301,23 @@ def make_trunk(config: ModelConfig) -> Trunk:
     )
 
 
+@torch.no_grad()
+def copy_late_stages_(pupil: FastTrunk, teacher: Trunk) -> None:
+    """Give a fast trunk the bottlenecks from 3 on of a trunk without BatchNorms.
+
+    Where the pupil has BatchNorms, theirs become those that change nothing but add the bias.
+    """
+    for j in range(NUM_EARLY, len(CHANNELS)):
+        mine, theirs = pupil.blocks[j], teacher.blocks[j]
+        assert isinstance(mine, Bottleneck)
+        assert isinstance(theirs, Bottleneck)
+        for name in ("expand", "depthwise", "project"):
+            conv, source = getattr(mine, name), getattr(theirs, name)
+            channels = len(source.bias)
+            ones, zeros = torch.ones(channels), torch.zeros(channels)
+            _fill_(conv, source.weight, ones, source.bias, zeros, ones - BATCHNORM_EPSILON)
+
+
 def load_imagenet_(trunk: Trunk, weights: Path) -> None:
     """Fill the trunk from the float32 ``.npz`` of MobileNetV2 with its BatchNorms.
 

@@ -27,6 +27,7 @@ from distill.models.trunks import (  # noqa: E402
     NormConv2d,
     PlainFront,
     Trunk,
+    copy_late_stages_,
     fold_,
     load_imagenet_,
     still_statistics_,
@@ -217,6 +218,32 @@ def test_a_whole_trunk_makes_up_for_its_front(fast_recipe, packs, backbone, fron
     moved = student.trunk.blocks[3].project.weight - begun.blocks[3].project.weight
     assert moved.abs().max() > 0
     assert not torch.equal(student.feature_std, torch.ones_like(student.feature_std))
+
+
+def test_late_stages_of_a_trained_student_are_taken_over(views):
+    """Copied into a trunk with BatchNorms, they give the maps that the student's own give."""
+    torch.manual_seed(2)
+    teacher = Trunk().eval()
+    for normalised in (True, False):
+        pupil = FastTrunk(width=8, depth=1, normalised=normalised).eval()
+        copy_late_stages_(pupil, teacher)
+        pupil.early = teacher.early
+        x = normalised_view(views[0])
+        wanted, seen = teacher.shared(x)[0], pupil.shared(x)[0]
+        assert (seen - wanted).abs().max() < ROUNDING * max(1, wanted.abs().max())
+
+
+def test_a_student_can_be_the_teacher(fast_recipe, packs, backbone, front, tmp_path):
+    """With a student's weights its trunk is imitated: what is left differs from ImageNet's."""
+    torch.manual_seed(4)
+    torch.save(Student().state_dict(), tmp_path / "best.pt")
+    data = open_packs(packs)
+    fit = {"backbone": backbone, "front": front, "num_steps": 1}
+    of_imagenet = train_trunk(fast_recipe, data, tmp_path / "a", **fit)
+    of_student = train_trunk(fast_recipe, data, tmp_path / "b", teacher=tmp_path / "best.pt", **fit)
+    assert of_student != pytest.approx(of_imagenet)
+    with pytest.raises(ModelError, match="no weights at"):
+        train_trunk(fast_recipe, data, tmp_path / "c", teacher=tmp_path / "gone.pt", **fit)
 
 
 def test_only_a_fast_trunk_imitates(recipe, packs, backbone, front, tmp_path):
