@@ -57,6 +57,9 @@ class InputResult:
     last: FrameScore | None = None
     """The last frame's; of a picture, the only one."""
     error: str | None = None
+    is_refused: bool = False
+    """The error is one of the settings, which do not go with this input."""
+    is_interrupted: bool = False
 
     def take(self, session: WindowScore) -> None:
         """Keep what all frames pool to."""

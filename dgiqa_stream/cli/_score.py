@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def score(
     paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Videos, pictures, folders, or -.")
+        list[str],
+        typer.Argument(
+            metavar="PATH...", help="Videos, pictures, folders, 'patterns/**', @list.txt, or -."
+        ),
     ],
     *,
     format: Annotated[Format, typer.Option("--format", "-f")] = Format.CSV,
@@ -44,6 +47,10 @@ def score(
         typer.Option(metavar="FILE", help="JUnit XML too: a case per input and --fail-under."),
     ] = None,
     pool: Pools = None,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", "-j", min=0, max=256, help="Inputs scored at once; 0: all cores."),
+    ] = 1,
     model: shared.Model = "student",
     device: shared.Device = "auto",
     threads: shared.Threads = 1,
@@ -85,6 +92,7 @@ def score(
         output=output,
         fail_under=thresholds,
         junit=junit,
+        jobs=jobs,
         quiet=quiet,
     )
     shared.leave(score_inputs(request, _open_model))

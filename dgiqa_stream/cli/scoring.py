@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from dgiqa_stream.cli import _shared as shared
 from dgiqa_stream.cli._interrupts import INTERRUPTED, Interrupts
-from dgiqa_stream.cli._progress import InputProgress, Progress, shown_progress
+from dgiqa_stream.cli._progress import Progress, shown_progress
 from dgiqa_stream.cli._settings import Given, Wording, settle
-from dgiqa_stream.errors import ConfigError, SinkError, SourceError, SourceUnsupported
+from dgiqa_stream.errors import SinkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from dgiqa_stream.cli._rows import InputResult, RowWriter
     from dgiqa_stream.cli._thresholds import Threshold
     from dgiqa_stream.config import StreamConfig
-    from dgiqa_stream.pooling import TemporalPooling
     from dgiqa_stream.scorer import Scorer
 
 
@@ -47,7 +46,7 @@ class ScoreRequest:
     """What a run was asked for."""
 
     paths: Sequence[str]
-    """Videos, pictures, folders, URLs, or ``-``."""
+    """Videos, pictures, folders, patterns, ``@`` lists, URLs, or ``-``."""
     given: Given
     """Settings by key, each with the option that set it; errors name the option."""
     format: Format = Format.CSV
@@ -56,6 +55,8 @@ class ScoreRequest:
     """What each input's pooled values must reach."""
     junit: str | None = None
     """The JUnit XML to write too."""
+    jobs: int = 1
+    """How many inputs are scored at once; 0 for as many as there are cores."""
     quiet: bool = False
 
 
@@ -79,12 +80,12 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
     touched: what it raises leaves the file as it was. From then on Ctrl-C and SIGTERM end the
     scoring after the current frame, and what there is is written.
 
-    Raises :class:`ConfigError` where settings or paths cannot be meant and :class:`SinkError` where
-    the output cannot be written; an input that fails has its row and its line, and the others go
-    on.
+    Raises :class:`~dgiqa_stream.errors.ConfigError` where settings or paths cannot be meant and
+    :class:`SinkError` where the output cannot be written; an input that fails has its row and its
+    line, and the others go on.
     """
     from dgiqa_stream.config import StreamConfig
-    from dgiqa_stream.inputs import expand, refuse_empty
+    from dgiqa_stream.inputs import expand, lists_among, refuse_empty
     from dgiqa_stream.sources import check_options
 
     settings, wording = settle(StreamConfig(), request.given)
@@ -94,7 +95,7 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
         inputs = expand(list(request.paths))
         for path in inputs:
             check_options(path, settings.source.options)
-        _check_outputs(request, inputs)
+        _check_outputs(request, [*inputs, *lists_among(request.paths)])
         opened = open_scorer(settings)
         with opened.scorer, Interrupts() as interrupts:
             return _Run(request, inputs, settings, wording, opened, interrupts).score_all()
@@ -147,9 +148,7 @@ class _Run:
         with _opened(self.request.output) as out, shown_progress(quiet=quiet) as progress:
             writer = self._writer(out)
             try:
-                for path in self.inputs:
-                    self.interrupts.check()
-                    self._score(path, writer, progress)
+                self._score_inputs(writer, progress)
             except KeyboardInterrupt:
                 shared.complain("interrupted: what was scored so far is written")
                 self.codes.add(INTERRUPTED)
@@ -158,6 +157,19 @@ class _Run:
         if self.request.junit is not None:
             self._write_junit(self.request.junit, time.monotonic() - begin)
         return shared.first_code(self.codes)
+
+    def _score_inputs(self, writer: RowWriter, progress: Progress) -> None:
+        from dgiqa_stream.cli._jobs import Stop, num_jobs_of, score_in_order
+        from dgiqa_stream.cli._one_input import InputScoring
+
+        stop = Stop(self.interrupts.check)
+        score = InputScoring(self.settings, self.wording, self.opened, progress, stop.check)
+        num_jobs = num_jobs_of(self.request.jobs)
+        scored = score_in_order(self.inputs, score, writer, num_jobs=num_jobs, stop=stop)
+        with contextlib.closing(scored):
+            for result in scored:
+                self.results.append(result)
+                self._tell(result, writer)
 
     def _write_junit(self, path: str, seconds: float) -> None:
         from dgiqa_stream.cli._junit import write_junit
@@ -190,71 +202,13 @@ class _Run:
         kind = rows.CsvRows if self.request.format is Format.CSV else rows.NdjsonRows
         return kind(out, stills_only=stills_only)
 
-    def _score(self, path: str, writer: RowWriter, progress: Progress) -> None:
-        """Score one input into its result; one that fails is named, and the others go on."""
-        import msgspec
-
-        from dgiqa_stream.cli._rows import InputResult
-        from dgiqa_stream.pooling import TemporalPooling
-        from dgiqa_stream.urls import redact, scheme_of, stream_id_of
-
-        result = InputResult(path if scheme_of(path) == "file" else redact(path))
-        self.results.append(result)
-        # the whole input is pooled; nobody reads sliding windows here
-        settings = msgspec.structs.replace(self.settings.pooling, windows_seconds=())
-        pooling = TemporalPooling(settings, stream=stream_id_of(path), period_seconds=None)
-        shown = progress.begin(result.path)
-        begin = time.monotonic()
-        try:
-            with self.opened.reading(path):
-                self._score_frames(path, result, pooling, writer, shown)
-        except (SourceError, ConfigError) as exc:  # the latter: a crop outside of this picture
-            self._fail(result, exc, writer)
-        except KeyboardInterrupt:
-            result.error = "interrupted"
-            raise
-        finally:
-            result.seconds = time.monotonic() - begin
-            if result.num_frames:
-                result.take(pooling.session())
-        shown.ended()
-
-    def _score_frames(
-        self,
-        path: str,
-        result: InputResult,
-        pooling: TemporalPooling,
-        writer: RowWriter,
-        progress: InputProgress,
-    ) -> None:
-        from dgiqa_stream.inputs import refuse_folder
-        from dgiqa_stream.pipeline import score_frames
-
-        refuse_folder(path)
-        frames = score_frames(
-            path,
-            self.opened.scorer,
-            config=self.settings,
-            on_open=progress.opened,
-            on_tick=self.interrupts.check,
-        )
-        with contextlib.closing(frames):
-            for scored in frames:
-                writer.frame(result.path, scored)
-                pooling.add(scored)
-                result.num_frames += 1
-                result.last = scored
-                result.num_corrupt += scored.info.corrupt
-                progress.scored(scored.info.pts_seconds)
-        if not result.num_frames:
-            raise SourceUnsupported(f"{result.path}: no frame to score in the chosen range")
-
-    def _fail(self, result: InputResult, exc: SourceError | ConfigError, writer: RowWriter) -> None:
+    def _tell(self, result: InputResult, writer: RowWriter) -> None:
         """Tell an input's error, and give it a row if it has none."""
-        result.error = self.wording(str(exc))
+        if result.error is None or result.is_interrupted:
+            return
         named = result.path in result.error
         shared.complain(result.error if named else f"{result.path}: {result.error}")
-        if isinstance(exc, ConfigError):
+        if result.is_refused:
             self.codes.add(shared.USAGE)
         if not result.num_frames:
             writer.failed(result.path, result.error)
