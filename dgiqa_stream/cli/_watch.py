@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from dgiqa_stream.config import StreamConfig, StreamEntry
     from dgiqa_stream.pipeline import Monitor
     from dgiqa_stream.session import SessionResult
+    from dgiqa_stream.sinks import Sink
+    from dgiqa_stream.sinks.systemd import ServiceSink
 
 _POLL_SECONDS = 0.1
 _LEAVE_SECONDS = 3.0
@@ -139,6 +142,7 @@ def _watch(
 
     from dgiqa_stream.pipeline import Monitor
     from dgiqa_stream.scorer import scorer_of
+    from dgiqa_stream.sinks.systemd import service_of
     from dgiqa_stream.wire import new_id
 
     check_entries(entries, settings)
@@ -146,6 +150,8 @@ def _watch(
         scorer = stack.enter_context(scorer_of(settings.model))
         interrupts = stack.enter_context(Interrupts())
         outputs = open_outputs(settings, stack)
+        if service := service_of(os.environ):
+            stack.callback(service.close)
         is_shown = not quiet and settings.output.ndjson != "-"
         table = LiveTable(sys.stderr, only_opened=True) if is_shown else None
         run = new_id()
@@ -153,25 +159,33 @@ def _watch(
         for entry in entries:
             options = {**settings.source.options, **entry.options}
             source = msgspec.structs.replace(settings.source, options=options)
+            told: list[Sink] = [table] if table else []
+            told += [service.of_stream(entry.id or entry.url)] if service else []
             monitors.append(
                 Monitor(
                     entry.url,
                     stream=entry.id,
                     config=msgspec.structs.replace(settings, source=source),
                     scorer=scorer,
-                    sinks=[*outputs.sinks, table] if table else outputs.sinks,
+                    sinks=[*outputs.sinks, *told],
                     run=run,
                 )
             )
         # Nobody else can know the port that was free.
         is_told = not quiet or settings.publish.endpoint.endswith(":*")
         published_at = outputs.published_at if is_told else ""
-        results, crashed = _run_all(monitors, table, published_at, interrupts)
+        if service:
+            service.ready()
+        results, crashed = _run_all(monitors, table, published_at, interrupts, service)
     return _conclude(results, crashed, outputs, wording, quiet=quiet)
 
 
 def _run_all(
-    monitors: list[Monitor], table: LiveTable | None, published_at: str, interrupts: Interrupts
+    monitors: list[Monitor],
+    table: LiveTable | None,
+    published_at: str,
+    interrupts: Interrupts,
+    service: ServiceSink | None,
 ) -> tuple[list[SessionResult], list[BaseException]]:
     """Run each monitor in a thread; the first signal stops all of them.
 
@@ -202,6 +216,8 @@ def _run_all(
                 published_at = ""
             if table is not None:
                 table.refresh()
+        if service is not None:
+            service.stopping()
         for monitor in monitors:
             monitor.stop()
         deadline = time.monotonic() + _LEAVE_SECONDS
