@@ -60,6 +60,8 @@ class InputResult:
     is_refused: bool = False
     """The error is one of the settings, which do not go with this input."""
     is_interrupted: bool = False
+    kept_rows: str | None = None
+    """Its rows, where an earlier run scored it; see ``--resume``."""
 
     def take(self, session: WindowScore) -> None:
         """Keep what all frames pool to."""
@@ -85,6 +87,16 @@ class InputResult:
     def mean(self) -> float | None:
         """The mean score over presentation time."""
         return self.pooled.get("mean")
+
+
+class Out(Protocol):
+    """Where text goes: a file, or what stands before it."""
+
+    def write(self, text: str, /) -> int:
+        """Write; returns the number of characters."""
+
+    def flush(self) -> None:
+        """Hand what is written to the system."""
 
 
 class RowWriter(Protocol):
@@ -129,7 +141,7 @@ def row_of(path: str, score: FrameScore) -> dict[str, Any]:
 class CsvRows:
     """One row per scored frame, or per picture where there is no video among the inputs."""
 
-    def __init__(self, out: TextIO, *, stills_only: bool) -> None:
+    def __init__(self, out: Out, *, stills_only: bool) -> None:
         """Write the header."""
         self._out = out
         columns = STILL_COLUMNS if stills_only else VIDEO_COLUMNS
@@ -158,7 +170,7 @@ class CsvRows:
 class NdjsonRows:
     """One JSON object per line and scored frame; ``score`` is null where an input failed."""
 
-    def __init__(self, out: TextIO, *, stills_only: bool) -> None:
+    def __init__(self, out: Out, *, stills_only: bool) -> None:
         """Stills have no time: their lines carry path, score and what is known of the picture."""
         self._out, self._stills_only = out, stills_only
 
@@ -184,7 +196,7 @@ class NdjsonRows:
 class PooledRows:
     """One row per input: what its frames pool to, weighted by time; empty where it failed."""
 
-    def __init__(self, out: TextIO, settings: PoolingSettings) -> None:
+    def __init__(self, out: Out, settings: PoolingSettings) -> None:
         """Write the header."""
         from dgiqa_stream.pooling import pooler_names
 
@@ -216,7 +228,7 @@ class PooledRows:
 class JsonDocument:
     """VMAF's shape: ``frames[]`` with ``metrics``, ``pooled_metrics``; plus ``inputs[]``."""
 
-    def __init__(self, out: TextIO, *, model: ModelManifest, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Out, *, model: ModelManifest, settings: dict[str, Any]) -> None:
         """Nothing is written before :meth:`finish`."""
         self._out, self._model, self._settings = out, model, settings
         self._frames: list[dict[str, Any]] = []

@@ -46,6 +46,9 @@ def score(
         str | None,
         typer.Option(metavar="FILE", help="JUnit XML too: a case per input and --fail-under."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip inputs that -o FILE has already, complete.")
+    ] = False,
     pool: Pools = None,
     jobs: Annotated[
         int,
@@ -93,6 +96,7 @@ def score(
         fail_under=thresholds,
         junit=junit,
         jobs=jobs,
+        resume=resume,
         quiet=quiet,
     )
     shared.leave(score_inputs(request, _open_model))

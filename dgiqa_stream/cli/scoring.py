@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dgiqa_stream.cli import _shared as shared
 from dgiqa_stream.cli._interrupts import INTERRUPTED, Interrupts
 from dgiqa_stream.cli._progress import Progress, shown_progress
+from dgiqa_stream.cli._resume import Journal, RowsOut, refuse_unresumable
 from dgiqa_stream.cli._settings import Given, Wording, settle
 from dgiqa_stream.errors import SinkError
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
-    from dgiqa_stream.cli._rows import InputResult, RowWriter
+    from dgiqa_stream.cli._jobs import Score
+    from dgiqa_stream.cli._rows import InputResult, Out, RowWriter
     from dgiqa_stream.cli._thresholds import Threshold
     from dgiqa_stream.config import StreamConfig
     from dgiqa_stream.scorer import Scorer
@@ -57,6 +59,8 @@ class ScoreRequest:
     """The JUnit XML to write too."""
     jobs: int = 1
     """How many inputs are scored at once; 0 for as many as there are cores."""
+    resume: bool = False
+    """Go on with the output of an earlier run, and keep what it takes to go on with this one."""
     quiet: bool = False
 
 
@@ -95,6 +99,8 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
         inputs = expand(list(request.paths))
         for path in inputs:
             check_options(path, settings.source.options)
+        if request.resume:
+            refuse_unresumable(request.output, request.format.value, inputs)
         _check_outputs(request, [*inputs, *lists_among(request.paths)])
         opened = open_scorer(settings)
         with opened.scorer, Interrupts() as interrupts:
@@ -145,10 +151,15 @@ class _Run:
         """Write every row; the exit code."""
         begin = time.monotonic()
         quiet = self.request.quiet
-        with _opened(self.request.output) as out, shown_progress(quiet=quiet) as progress:
+        with (
+            self._journal() as journal,
+            _opened(self.request.output) as file,
+            shown_progress(quiet=quiet) as progress,
+        ):
+            out = RowsOut(file) if journal else file
             writer = self._writer(out)
             try:
-                self._score_inputs(writer, progress)
+                self._score_inputs(writer, out, progress, journal)
             except KeyboardInterrupt:
                 shared.complain("interrupted: what was scored so far is written")
                 self.codes.add(INTERRUPTED)
@@ -158,18 +169,49 @@ class _Run:
             self._write_junit(self.request.junit, time.monotonic() - begin)
         return shared.first_code(self.codes)
 
-    def _score_inputs(self, writer: RowWriter, progress: Progress) -> None:
+    @contextlib.contextmanager
+    def _journal(self) -> Iterator[Journal | None]:
+        """The journal to resume, or None."""
+        if not self.request.resume:
+            yield None
+            return
+        from dgiqa_stream.versions import package_version
+
+        made = {
+            "version": package_version(),
+            "model": self.opened.scorer.manifest.sha256,
+            "settings": dict(self.opened.settings),
+            "format": self.request.format.value,
+            "columns": "stills" if self._stills_only() else "video",
+        }
+        journal = Journal.open(self.request.output, made)
+        with contextlib.closing(journal):
+            yield journal
+        if journal.num_kept and not self.request.quiet:
+            kept, of = journal.num_kept, shared.counted(len(self.inputs), "input")
+            shared.say(f"resumed: of {of}, {kept} had been scored before")
+
+    def _score_inputs(
+        self, writer: RowWriter, out: Out, progress: Progress, journal: Journal | None
+    ) -> None:
         from dgiqa_stream.cli._jobs import Stop, num_jobs_of, score_in_order
         from dgiqa_stream.cli._one_input import InputScoring
 
         stop = Stop(self.interrupts.check)
-        score = InputScoring(self.settings, self.wording, self.opened, progress, stop.check)
+        score: Score = InputScoring(self.settings, self.wording, self.opened, progress, stop.check)
+        if journal is not None:
+            score = journal.scoring(score)
+        if isinstance(out, RowsOut):
+            out.taken()  # the header, which is of no input
         num_jobs = num_jobs_of(self.request.jobs)
         scored = score_in_order(self.inputs, score, writer, num_jobs=num_jobs, stop=stop)
         with contextlib.closing(scored):
             for result in scored:
                 self.results.append(result)
                 self._tell(result, writer)
+                if journal is not None and isinstance(out, RowsOut):
+                    out.write(result.kept_rows or "")
+                    journal.take(result, out.taken())
 
     def _write_junit(self, path: str, seconds: float) -> None:
         from dgiqa_stream.cli._junit import write_junit
@@ -189,18 +231,21 @@ class _Run:
             seconds=seconds,
         )
 
-    def _writer(self, out: TextIO) -> RowWriter:
+    def _writer(self, out: Out) -> RowWriter:
         from dgiqa_stream.cli import _rows as rows
-        from dgiqa_stream.inputs import is_folder, is_still_path
 
         if self.request.format is Format.JSON:
             model = self.opened.scorer.manifest
             return rows.JsonDocument(out, model=model, settings=dict(self.opened.settings))
         if self.request.format is Format.POOLED:
             return rows.PooledRows(out, self.settings.pooling)
-        stills_only = all(is_still_path(path) or is_folder(path) for path in self.inputs)
         kind = rows.CsvRows if self.request.format is Format.CSV else rows.NdjsonRows
-        return kind(out, stills_only=stills_only)
+        return kind(out, stills_only=self._stills_only())
+
+    def _stills_only(self) -> bool:
+        from dgiqa_stream.inputs import is_folder, is_still_path
+
+        return all(is_still_path(path) or is_folder(path) for path in self.inputs)
 
     def _tell(self, result: InputResult, writer: RowWriter) -> None:
         """Tell an input's error, and give it a row if it has none."""
