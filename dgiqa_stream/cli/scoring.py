@@ -19,8 +19,9 @@ from dgiqa_stream.cli import _shared as shared
 from dgiqa_stream.cli._interrupts import INTERRUPTED, Interrupts
 from dgiqa_stream.cli._progress import Progress, shown_progress
 from dgiqa_stream.cli._resume import Journal, RowsOut, refuse_unresumable
+from dgiqa_stream.cli._seconds import P1203Input, WebVtt
 from dgiqa_stream.cli._settings import Given, Wording, settle
-from dgiqa_stream.errors import SinkError
+from dgiqa_stream.errors import ConfigError, SinkError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,10 @@ class Format(StrEnum):
     JSON = "json"
     POOLED = "pooled"
     """CSV with one row per input: what its frames pool to."""
+    WEBVTT = "webvtt"
+    """Captions with the score of each second, of one video."""
+    P1203 = "p1203"
+    """``O22`` of ITU-T P.1203: a MOS per second, of one video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
     touched: what it raises leaves the file as it was. From then on Ctrl-C and SIGTERM end the
     scoring after the current frame, and what there is is written.
 
-    Raises :class:`~dgiqa_stream.errors.ConfigError` where settings or paths cannot be meant and
+    Raises :class:`ConfigError` where settings or paths cannot be meant and
     :class:`SinkError` where the output cannot be written; an input that fails has its row and its
     line, and the others go on.
     """
@@ -101,6 +106,11 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
             check_options(path, settings.source.options)
         if request.resume:
             refuse_unresumable(request.output, request.format.value, inputs)
+        if request.format in (Format.WEBVTT, Format.P1203) and len(inputs) != 1:
+            raise ConfigError(
+                f"--format {request.format.value} is of one video, and these are {len(inputs)}: "
+                "name one, or choose another format"
+            )
         _check_outputs(request, [*inputs, *lists_among(request.paths)])
         opened = open_scorer(settings)
         with opened.scorer, Interrupts() as interrupts:
@@ -237,6 +247,10 @@ class _Run:
         if self.request.format is Format.JSON:
             model = self.opened.scorer.manifest
             return rows.JsonDocument(out, model=model, settings=dict(self.opened.settings))
+        if self.request.format is Format.WEBVTT:
+            return WebVtt(out, start_seconds=self.settings.source.start_seconds or 0.0)
+        if self.request.format is Format.P1203:
+            return P1203Input(out)
         if self.request.format is Format.POOLED:
             return rows.PooledRows(out, self.settings.pooling)
         kind = rows.CsvRows if self.request.format is Format.CSV else rows.NdjsonRows
