@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dgiqa_stream.cli import _inspect, _score, _sub, _watch
+from dgiqa_stream.cli import _compare, _inspect, _score, _sub, _watch
 from dgiqa_stream.cli._environment import PREFIX, warn_of_unknown_variables
 from dgiqa_stream.cli._shared import BROKEN, exit_code_of, leave
 from dgiqa_stream.cli.running import Verdict, run
@@ -27,6 +27,7 @@ app.command("score")(_score.score)
 app.command("watch")(_watch.watch)
 app.command("sub")(_sub.sub)
 app.command("report")(_inspect.report)
+app.command("compare")(_compare.compare)
 app.command("models")(_inspect.models)
 app.command("config")(_inspect.config)
 app.command("doctor")(_inspect.doctor)

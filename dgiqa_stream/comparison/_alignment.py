@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MAX_LAGS = 1 << 20
 _MIN_CORRELATION = 0.5  # of an offset that is believed
+_TELLING = 0.02  # more correlation than at the own times is told, though not believed
 _CLEAR_DEVIATIONS = 3.0  # by which it must beat the recordings' own times
 
 
@@ -31,18 +32,20 @@ def align(a: ScoreCurve, b: ScoreCurve, *, offset_seconds: float | None = None) 
     """
     step = max(min(a.period_seconds, b.period_seconds), max(_length(a), _length(b)) / _MAX_LAGS)
     if offset_seconds is not None:
-        return Alignment(offset_seconds, "given", _correlationscore_at(a, b, offset_seconds, step))
-    own = _correlationscore_at(a, b, 0.0, step)
+        return Alignment(offset_seconds, "given", _correlation_at(a, b, offset_seconds, step))
+    own = _correlation_at(a, b, 0.0, step)
     lags, r = _correlations(_on_grid(a, step), _on_grid(b, step))
     if len(r):
         best = int(np.argmax(r))
         shared = _shared_seconds(a, b)
-        rivals = shared >= 0.5 * min(_length(a), _length(b)) and math.isfinite(own)
-        if r[best] >= _MIN_CORRELATION and not (
-            rivals and not _is_clearly_higher(float(r[best]), own, seconds=shared)
-        ):
-            begins = float(b.begin_seconds[0] - a.begin_seconds[0])
-            return Alignment(begins + float(lags[best]) * step, "found", float(r[best]))
+        is_rival = shared >= 0.5 * min(_length(a), _length(b)) and math.isfinite(own)
+        offset = float(b.begin_seconds[0] - a.begin_seconds[0]) + float(lags[best]) * step
+        if r[best] < _MIN_CORRELATION:
+            return Alignment(0.0, "own times", own)
+        if not is_rival or _is_clearly_higher(float(r[best]), own, seconds=shared):
+            return Alignment(offset, "found", float(r[best]))
+        if r[best] > own + _TELLING:
+            return Alignment(0.0, "own times", own, rival_seconds=offset)
     return Alignment(0.0, "own times", own)
 
 
@@ -76,7 +79,7 @@ def score_at(curve: ScoreCurve, seconds: Array) -> Array:
     return np.where(held, curve.score[index], np.nan)
 
 
-def _correlationscore_at(a: ScoreCurve, b: ScoreCurve, offset: float, step: float) -> float:
+def _correlation_at(a: ScoreCurve, b: ScoreCurve, offset: float, step: float) -> float:
     """At one offset; NaN where the curves do not overlap there or one is constant."""
     first = max(a.begin_seconds[0], b.begin_seconds[0] - offset)
     last = min(a.end_seconds[-1], b.end_seconds[-1] - offset)

@@ -42,6 +42,11 @@ def overlap_text(found: Comparison) -> str:
         "own times": "the recordings' own times",
     }[alignment.how]
     how += "" if math.isnan(r) else f", correlation {r:.2f}"
+    if alignment.rival_seconds is not None:
+        how += (
+            f"; {alignment.rival_seconds:+.2f} s fits better, not clearly: --offset takes it if "
+            "it is right"
+        )
     return (
         f"{found.overlap_seconds:.1f} s in common, {clock_text(found.begin_seconds)} to "
         f"{clock_text(found.end_seconds)}; B's clock is {alignment.offset_seconds:+.2f} s from "
@@ -74,6 +79,7 @@ def document_of(found: Comparison) -> dict[str, Any]:
             "offset_seconds": round(offset, 6),
             "how": alignment.how,
             "correlation": _number(alignment.correlation),
+            "rival_seconds": alignment.rival_seconds,
         },
         "overlap": {
             "begin_seconds": round(found.begin_seconds, 6),

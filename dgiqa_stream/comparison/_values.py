@@ -45,6 +45,8 @@ class Alignment:
     """
     correlation: float
     """Pearson's, -1..1, of both curves at that offset; NaN where one is constant."""
+    rival_seconds: float | None = None
+    """Another offset that fits better, but not clearly."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Reports of recordings: one self-contained HTML page, and the score curve as PNG.
+"""Reports of recordings and comparisons: a self-contained HTML page, the score curve as PNG.
 
 The page loads nothing: styles, charts and pictures are in the file. matplotlib draws the charts;
 it comes with ``pip install 'dgiqa-stream[report]'``.
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from dgiqa_stream.errors import SinkError
 from dgiqa_stream.report._charts import require_matplotlib, save_png
+from dgiqa_stream.report._comparison import write_comparison
 from dgiqa_stream.report._page import page_of
 from dgiqa_stream.report._story import tell
 
 if TYPE_CHECKING:
     from dgiqa_stream.recording import Recording
 
-__all__ = ["require_matplotlib", "write_html", "write_png"]
+__all__ = ["require_matplotlib", "write_comparison", "write_html", "write_png"]
 
 _MOST_CURVES = 12
 

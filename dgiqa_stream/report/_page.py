@@ -63,13 +63,22 @@ def page_of(recording: Recording) -> str:
     sections = [_section(story, f"t{n}") for n, story in enumerate(shown)]
     if stills:
         sections.append(_stills_section(stills))
-    template = Template(_asset("page.html"))
-    return template.substitute(
-        title=escape(recording.path.name),
-        style=_asset("page.css"),
-        light=_variables(PALETTE),
+    return filled(
+        recording.path.name,
         summary=_summary(recording, timed, shown),
         sections="\n".join(sections),
+    )
+
+
+def filled(title: str, *, summary: str, sections: str) -> str:
+    """A page around markup; the title is plain text."""
+    template = Template(_asset("page.html"))
+    return template.substitute(
+        title=escape(title),
+        style=_asset("page.css"),
+        light=_variables(PALETTE),
+        summary=summary,
+        sections=sections,
         version=escape(_version()),
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

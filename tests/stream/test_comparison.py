@@ -77,6 +77,15 @@ def test_flat_curves_keep_their_own_times():
     assert math.isnan(constant.correlation)
 
 
+def test_an_offset_that_is_not_clear_is_told_but_not_taken():
+    """With much noise of its own B fits better 0.5 s later, but not by three deviations."""
+    content, rng = wavy(150), np.random.default_rng(3)
+    b = curve("b", content + 4.0 * rng.normal(size=150), begin=0.5)
+    found = align(curve("a", content), b)
+    assert (found.how, found.offset_seconds) == ("own times", 0.0)
+    assert found.rival_seconds == pytest.approx(0.5, abs=0.5)
+
+
 def test_a_few_seconds_do_not_move_the_own_times():
     """Of three seconds, some shift nearly always fits better by chance; it is not believed."""
     rng = np.random.default_rng(8)
