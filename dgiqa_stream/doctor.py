@@ -75,6 +75,7 @@ def _decoding() -> dict[str, Any]:
 
 
 def _engines(model: str) -> dict[str, Any]:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # see backends/_onnxruntime.py
     import onnxruntime
 
     from dgiqa_stream.scorer import load_scorer

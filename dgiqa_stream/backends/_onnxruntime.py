@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ _FATAL_ONLY = 4  # onnxruntime's log severity
 
 def open_model(model: LoadedModel, *, device: str, num_threads: int) -> OnnxRuntimeBackend:
     """Open the model; the manifest has been checked against the file already."""
+    # Since 1.29 it tells its maker of each session, the file's name included, unless told not to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime as ort
 
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):

@@ -278,6 +278,20 @@ def test_the_wheel_runs_unprivileged_and_read_only(installed, plain_environment)
     assert "failed" not in found["benchmark"]
 
 
+@pytest.mark.parametrize("words", [("models", "verify"), ("doctor",)], ids=" ".join)
+def test_nobody_is_told_what_runs_here(plain_environment, tmp_path, words):
+    """ONNX Runtime leaves no identifier and no queue of events in the home folder, as it does where
+    its telemetry is on; that it is suppressed by CI's own variable is not counted on.
+    """
+    told = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME")
+    kept = {k: v for k, v in plain_environment.items() if k not in told}
+    environment = {k: v for k, v in kept.items() if not k.startswith(("GITHUB_", "BUILD_"))}
+    environment["HOME"] = str(tmp_path)
+    done = subprocess.run([*OWN, *words], env=environment, capture_output=True, check=True)
+    assert done.stderr == b""
+    assert list(tmp_path.rglob("*onnxruntime*")) == []
+
+
 def test_the_image_brings_no_torch(installed):
     """What the container file installs, asks for no package of the training side."""
     (metadata,) = installed.parent.glob("lib/python*/site-packages/dgiqa_stream-*/METADATA")
