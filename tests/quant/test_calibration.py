@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -75,3 +79,12 @@ def test_a_set_without_real_pictures_is_refused(specs, rated, degraded):
     """Ranges of synthetic pictures alone would be wrong: the error says what is missing."""
     with pytest.raises(ValueError, match=f"got {len(rated)} rated, {len(degraded)} degraded"):
         calibration_set(CONFIG, specs, rated=rated, degraded=degraded)
+
+
+def test_compressing_tells_nobody():
+    """Importing the package switches ONNX Runtime's telemetry off, unless the user switched it."""
+    words = [sys.executable, "-c", "import os, quant; print(os.environ['ORT_DISABLE_TELEMETRY'])"]
+    kept = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    for environment, told in ((kept, "1"), (kept | {"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == told
