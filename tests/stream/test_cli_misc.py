@@ -129,10 +129,10 @@ def test_a_model_that_is_not_fine_is_one_line(run_cli, sure_model, damage, told)
 
 
 def test_models_takes_no_other_word(run_cli):
-    """A slip in ``verify`` is refused with 2 and lists nothing."""
-    done = run_cli("models", "verifi")
+    """Anything but ``verify`` is refused with 2 and lists nothing."""
+    done = run_cli("models", "audit")
     assert (done.code, done.out) == (2, "")
-    assert done.err.splitlines() == ["error: models 'verifi': give nothing, or `verify [MODEL...]`"]
+    assert done.err.splitlines() == ["error: models 'audit': give nothing, or `verify [MODEL...]`"]
 
 
 def test_a_model_of_ones_own_works_everywhere(run_cli, sure_model, tmp_path):
