@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from distill.compute import Compute, Precision
     from distill.data.training_data import TrainingData
 
+FastRecipe = Annotated[Path, typer.Argument(help="Of a student with a fast trunk.")]
+Backbone = Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")]
+Run = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")]
+Packs = Annotated[Path | None, typer.Option(help="What `data` wrote.")]
+Shards = Annotated[Path | None, typer.Option(help="What `shards` wrote.")]
+EndEarly = Annotated[int | None, typer.Option(help="End early, at the recipe's rates.")]
 Teacher = Annotated[
     Path | None, typer.Option(help="best.pt of a student to imitate, not ImageNet's network.")
 ]
@@ -76,13 +82,13 @@ def label(
 def train(
     recipe: Annotated[Path, typer.Argument()],
     *,
-    backbone: Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")],
-    run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
+    backbone: Backbone,
+    run: Run,
     front: Annotated[
         Path | None, typer.Option(help="What `front` wrote: a fast trunk begins with it.")
     ] = None,
-    packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
-    shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    packs: Packs = None,
+    shards: Shards = None,
     labels: Annotated[Path | None, typer.Option(help="What `label` wrote, of the shards.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop early; for trials.")] = None,
     device: Device = "auto",
@@ -109,14 +115,14 @@ def train(
 
 
 def front(
-    recipe: Annotated[Path, typer.Argument(help="Of a student with a fast trunk.")],
+    recipe: FastRecipe,
     *,
-    backbone: Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")],
-    run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
-    packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
-    shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    backbone: Backbone,
+    run: Run,
+    packs: Packs = None,
+    shards: Shards = None,
     teacher: Teacher = None,
-    steps: Annotated[int | None, typer.Option(help="End early, at the recipe's rates.")] = None,
+    steps: EndEarly = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -129,21 +135,28 @@ def front(
 
     settings = load_recipe(recipe)
     compute = begin_training(device, settings.train.precision, threads=threads)
-    opened = _opened(packs, shards, None)
-    left = train_front(settings, opened, run, backbone=backbone, num_steps=steps, compute=compute)
+    left = train_front(
+        settings,
+        _opened(packs, shards, None),
+        run,
+        backbone=backbone,
+        teacher=teacher,
+        num_steps=steps,
+        compute=compute,
+    )
     say(f"{left:.4f} of the variance is left unexplained; the front is in {run}")
 
 
 def imitate(
-    recipe: Annotated[Path, typer.Argument(help="Of a student with a fast trunk.")],
+    recipe: FastRecipe,
     *,
-    backbone: Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")],
+    backbone: Backbone,
     front: Annotated[Path, typer.Option(help="What `front` wrote.")],
-    run: Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")],
-    packs: Annotated[Path | None, typer.Option(help="What `data` wrote.")] = None,
-    shards: Annotated[Path | None, typer.Option(help="What `shards` wrote.")] = None,
+    run: Run,
+    packs: Packs = None,
+    shards: Shards = None,
     teacher: Teacher = None,
-    steps: Annotated[int | None, typer.Option(help="End early, at the recipe's rates.")] = None,
+    steps: EndEarly = None,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -156,10 +169,9 @@ def imitate(
 
     settings = load_recipe(recipe)
     compute = begin_training(device, settings.train.precision, threads=threads)
-    opened = _opened(packs, shards, None)
     left = train_trunk(
         settings,
-        opened,
+        _opened(packs, shards, None),
         run,
         backbone=backbone,
         front=front,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 
+import msgspec
 import pytest
 
 pytest.importorskip("torch")
 
 from distill import cli
 from distill.models.teacher_file import save_teacher
+from distill.recipe import ModelConfig
 
 
 @pytest.fixture
@@ -51,6 +53,22 @@ def test_an_absent_device_is_told(call, recipe_file, tmp_path):
     [line] = lines
     assert "no device cuda:63" in line
     assert "--device cpu" in line
+
+
+@pytest.mark.parametrize(("command", "more"), [("front", []), ("imitate", ["--front", "f.pt"])])
+def test_a_student_to_imitate_that_is_absent_is_told(
+    call, recipe, recipe_text, packs, backbone, tmp_path, command, more
+):
+    """``--teacher`` is read by both commands: weights that are not there end with 5."""
+    fast = msgspec.structs.replace(recipe, model=ModelConfig(trunk="fast", normalised=True))
+    (tmp_path / "fast.toml").write_text(recipe_text(fast))
+    code, lines, _ = call(
+        command, tmp_path / "fast.toml", "--backbone", backbone, "--packs", packs, "--run",
+        tmp_path / "run", "--teacher", tmp_path / "gone.pt", "--device", "cpu", "--threads", 1,
+        *more,
+    )  # fmt: skip
+    assert code == 5
+    assert "no weights at" in lines[-1]
 
 
 def test_an_absent_teacher_is_told(call, shards, tmp_path):
