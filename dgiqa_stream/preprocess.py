@@ -183,8 +183,8 @@ def _fragments(
 
     (height, width), (rows, columns) = size, grid
     tall, wide = height // rows, width // columns
-    tops = _fragment_starts(region[0], region[2], rows, tall)
-    lefts = _fragment_starts(region[1], region[3], columns, wide)
+    tops = fragment_starts(region[0], region[2], rows, tall)
+    lefts = fragment_starts(region[1], region[3], columns, wide)
     luma = planes.samples[0]
     out = []
     for plane in planes.samples:
@@ -210,7 +210,7 @@ def _fragments(
     return out
 
 
-def _fragment_starts(begin: int, end: int, count: int, length: int) -> Any:
+def fragment_starts(begin: int, end: int, count: int, length: int) -> Any:
     """First samples of the fragments along one axis: (cell, place in it 0..1) -> even start."""
 
     def start(cell: int, place: float) -> int:
