@@ -102,7 +102,8 @@ def quantize_onnx(
     overrides = _exact_inputs(graph)
     normalised = list(overrides)
     if ranges is not None:
-        overrides |= _trained_ranges(graph, ranges)
+        spans = trained_spans(graph, ranges)
+        overrides |= {name: [_exact_range(*span)] for name, span in spans.items()}
     with tempfile.TemporaryDirectory() as folder:
         source, ready, target = (Path(folder) / n for n in ("f.onnx", "p.onnx", "q.onnx"))
         onnx.save(graph, source)
@@ -131,8 +132,8 @@ def quantize_onnx(
     return result
 
 
-def _trained_ranges(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, list[dict[str, Any]]]:
-    """Trained ranges by the name of each tensor that has one.
+def trained_spans(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """Lowest and highest value in training of each tensor that has trained ranges.
 
     A convolution is known by its weight, an addition by its last operand's convolution: the
     projection that ends its block.
@@ -162,7 +163,7 @@ def _trained_ranges(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, list[di
     unused = {*ranges.conv, *ranges.add} - used
     if unused:
         raise ValueError(f"the graph lacks {sorted(unused)[0]!r} of the ranges: another model's")
-    return {name: [_exact_range(*span)] for name, span in spans.items()}
+    return spans
 
 
 def _exact_range(low: float, high: float) -> dict[str, Any]:
@@ -178,6 +179,20 @@ def _exact_range(low: float, high: float) -> dict[str, Any]:
 
 def _exact_inputs(graph: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
     """The normalised pictures' tensors, with the scale and zero point that lose nothing of them."""
+    return {
+        name: [
+            {
+                "quant_type": QuantType.QUInt8,
+                "scale": np.array(1.0 / std, np.float32),
+                "zero_point": np.array(mean, np.uint8),
+            }
+        ]
+        for name, (mean, std) in normalised_inputs(graph).items()
+    }
+
+
+def normalised_inputs(graph: onnx.ModelProto) -> dict[str, tuple[int, float]]:
+    """The tensors that hold normalised pictures, with the mean and deviation in 8-bit steps."""
     constants = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
     by_input = {node.input[0]: node for node in graph.graph.node if node.input}
     found = {}
@@ -189,12 +204,7 @@ def _exact_inputs(graph: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
         mean, std = (float(constants[node.input[1]]) for node in (sub, div))
         if not mean.is_integer() or not 0 <= mean <= 255:
             raise ValueError(f"the input mean {mean} must be a whole number of 8-bit steps")
-        exact = {
-            "quant_type": QuantType.QUInt8,
-            "scale": np.array(1.0 / std, np.float32),
-            "zero_point": np.array(int(mean), np.uint8),
-        }
-        found[div.output[0]] = [exact]
+        found[div.output[0]] = (int(mean), std)
     if not found:
         raise ValueError(_NOT_BYTES)
     return found
