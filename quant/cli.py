@@ -13,6 +13,8 @@ from dgiqa_stream.cli.running import Verdict, run
 from dgiqa_stream.errors import ConfigError, DgiqaError
 from distill.process import command_line, keep_freed_memory
 from distill.say import say
+from quant.proof.commands.check import check
+from quant.proof.commands.report import report
 from quant.sure_command import sure
 
 if TYPE_CHECKING:
@@ -263,6 +265,8 @@ class _TrainingPlanes(Sequence["Planes"]):
 
 
 app.command()(sure)
+app.command()(check)
+app.command()(report)
 
 
 def main() -> None:

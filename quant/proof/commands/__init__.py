@@ -1,0 +1,1 @@
+"""The commands of the proof; only here does it meet training's pictures and checkpoints."""
