@@ -84,6 +84,7 @@ class OverloadSettings(_Settings, frozen=True):
     policy: Literal["auto", "wait", "drop_oldest"] = "auto"
     """``auto``: live streams drop the oldest waiting frame, files wait."""
     queue_frames: Count = 8
+    """Frames that wait at most; of a source that waits never more than 3, which is enough."""
     staleness_seconds: Positive = 2.0
     """Live: a frame that waited longer is dropped unscored."""
 

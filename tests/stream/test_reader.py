@@ -224,6 +224,18 @@ def test_reading_ahead_is_bounded():
     check_law(telemetry.counts(), 1)
 
 
+def test_a_long_queue_holds_no_more_pictures_of_a_file():
+    """Of a file three frames wait and one is offered, though the queue could take a hundred."""
+    telemetry = Telemetry()
+    source = ScriptedSource(make_frame(i) for i in range(10**9))
+    with read_ahead(source, telemetry, policy="wait", queue_frames=100) as reader:
+        wait_until(lambda: telemetry.counts()[Count.DECODED] == 4)
+        time.sleep(0.05)
+        assert telemetry.counts()[Count.DECODED] == 4
+        next(reader.frames(idle_seconds=1.0))
+        wait_until(lambda: telemetry.counts()[Count.DECODED] == 5)
+
+
 def test_an_error_comes_after_the_frames_before_it():
     """All frames that were decoded before the fault are handed over, then the fault is raised."""
     telemetry = Telemetry()
