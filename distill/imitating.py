@@ -1,9 +1,11 @@
-"""A :class:`FastTrunk` taught to give the maps that MobileNetV2 gives: its front, then all of it.
+"""A smaller trunk taught to give the maps that MobileNetV2 gives.
 
-No label takes part: the teacher looks at the very views that the pupil looks at, rated pictures and
-degraded ones. What is compared are the channels after the bottlenecks that a head reads, each in
-its own standard deviations, place by place and in the mean over the picture. The front alone learns
-from the map after bottleneck 2; then the whole trunk makes up for what the front does not explain.
+No label takes part: the teacher looks at the very views that the pupil looks at, rated pictures
+and degraded ones. What is compared are the channels after the bottlenecks that a head reads, each
+in its own standard deviations, place by place and in the mean over the picture. A slim trunk begins
+with what :func:`distill.slimming.slim_` leaves of its teacher. Of a fast trunk the front alone
+learns first, from the map after bottleneck 2; then the whole trunk makes up for what it does not
+explain.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from distill.models.trunks import (
     NUM_SHARED,
     FastTrunk,
     PlainFront,
+    ShortTrunk,
+    SlimTrunk,
     Trunk,
     copy_late_stages_,
     load_imagenet_,
@@ -39,10 +43,12 @@ from distill.optimising import Averaged, learning_rate_share, relative_rates
 from distill.recipe import ImitationConfig, Recipe
 from distill.run_folder import BEST, CHECKPOINT, LOG, RunFolder
 from distill.say import say
+from distill.slimming import slim_
 
 _CHECKPOINT_EVERY_STEPS = 100
 _LOG_EVERY_STEPS = 20
 _NUM_MEASURED = 4  # batches that the channels' deviations are taken from
+_NUM_SLIMMED_ON = 4  # batches that channels are chosen on
 _SMALLEST_DEVIATION = 1e-3
 
 
@@ -76,29 +82,51 @@ def train_trunk(
     run: Path,
     *,
     backbone: Path,
-    front: Path,
+    front: Path | None = None,
     teacher: Path | None = None,
     num_steps: int | None = None,
     compute: Compute | None = None,
 ) -> float:
-    """Teach a whole trunk, behind a front that was taught; returns what it leaves unexplained.
+    """Teach a whole trunk; returns what it leaves unexplained.
 
-    Its late stages begin as the teacher's. As :func:`train_front`, but ``best.pt`` is a student:
-    the averaged trunk, its BatchNorms kept, and a head fitted to the ratings. Raises
-    :class:`ModelError` where the front or the teacher does not fit.
+    A fast trunk begins with a ``front`` that was taught and the teacher's late stages, a slim one
+    with the teacher's own channels, the less needed ones left out. As :func:`train_front`, but
+    ``best.pt`` is a student: the averaged trunk, its BatchNorms kept, and a head fitted to the
+    ratings. Raises :class:`ModelError` where the front or the teacher does not fit.
     """
-    where = compute or Compute()
+    where, folder = compute or Compute(), RunFolder(run)
     trunk = make_trunk(recipe.model)
-    if not isinstance(trunk, FastTrunk):
-        raise ConfigError('only a fast trunk imitates: set trunk = "fast" in [model]')
     taught_by = _teacher(backbone, teacher)
-    load_imagenet_(trunk, backbone)
-    if teacher is not None:
-        copy_late_stages_(trunk, taught_by)
-    load_front_(trunk, front)
+    if isinstance(trunk, SlimTrunk):
+        if not folder.has_checkpoint():
+            _slim_(trunk, taught_by, recipe, data, where)
+    elif isinstance(trunk, FastTrunk):
+        load_imagenet_(trunk, backbone)
+        if teacher is not None:
+            copy_late_stages_(trunk, taught_by)
+        load_front_(trunk, front)
+    else:
+        raise ConfigError('a smaller trunk imitates: set trunk = "slim" or "fast" in [model]')
     still_statistics_(trunk)
-    imitation = _TrunkImitation(recipe, data, RunFolder(run), taught_by, where, trunk)
-    return imitation.run(num_steps)
+    return _TrunkImitation(recipe, data, folder, taught_by, where, trunk).run(num_steps)
+
+
+def _slim_(
+    trunk: SlimTrunk, teacher: Trunk, recipe: Recipe, data: TrainingData, where: Compute
+) -> None:
+    """Take the teacher's channels over, chosen on batches that no step takes."""
+    if recipe.model.normalised:
+        raise ConfigError("a slim trunk has no BatchNorms: set normalised = false in [model]")
+    first = recipe.imitate_trunk.num_steps + 2 * _NUM_MEASURED
+    views: dict[str, list[Tensor]] = {}
+    for batch in where.batches(BatchMaker(data, recipe), first, first + _NUM_SLIMMED_ON):
+        for name, view in batch.views.items():
+            views.setdefault(name, []).append(normalised_view(view))
+    for lost in slim_(trunk, teacher, views["whole"], views["fragments"], seed=recipe.train.seed):
+        say(
+            f"bottleneck {lost.bottleneck}: {lost.num_kept} of {lost.num_channels} channels, "
+            f"{lost.unexplained:.3f} of the variance of its map unexplained"
+        )
 
 
 def _teacher(backbone: Path, weights: Path | None) -> Trunk:
@@ -302,33 +330,35 @@ class _TrunkImitation(_Imitation):
         folder: RunFolder,
         teacher: Trunk,
         where: Compute,
-        trunk: FastTrunk,
+        trunk: ShortTrunk,
     ) -> None:
         self.trunk = trunk
         super().__init__(recipe, data, folder, teacher, where, recipe.imitate_trunk)
 
-    def _pupil(self) -> FastTrunk:
+    def _pupil(self) -> ShortTrunk:
         return self.trunk
 
     def _rates(self) -> list[dict[str, Any]]:
-        """The front by the rate itself, pretrained bottlenecks each by its own size."""
+        """What is pretrained each by its own size, a front by the rate itself."""
+        if not isinstance(self.trunk, FastTrunk):
+            return relative_rates(self.trunk, self.config.rate)
         late = relative_rates(self.trunk.blocks, self.config.rate)
         return [{"params": list(self.trunk.front.parameters())}, *late]
 
     def _maps(self, net: nn.Module, x: Tensor, name: str) -> list[Tensor]:
         assert isinstance(net, Trunk)
-        end = FastTrunk.TAPPED[-1] + 1 if name == "whole" else NUM_SHARED
+        end = ShortTrunk.TAPPED[-1] + 1 if name == "whole" else NUM_SHARED
         y = net.early(x)
         maps = [y]
         for j in range(NUM_EARLY, end):
             y = net.blocks[j](y)
-            if j in FastTrunk.TAPPED:
+            if j in ShortTrunk.TAPPED:
                 maps.append(y)
         return maps
 
     def _kept(self) -> Mapping[str, Tensor]:
         trunk = self.averaged.model
-        assert isinstance(trunk, FastTrunk)
+        assert isinstance(trunk, ShortTrunk)
         student = Student(trunk=trunk).to(self.compute.device)
         fit_head_(student, self.data, self.recipe, compute=self.compute)
         return student.state_dict()

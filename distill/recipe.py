@@ -75,8 +75,11 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which network the student looks with."""
 
-    trunk: Literal["mobilenetv2", "fast"] = "mobilenetv2"
-    """fast: a few dense convolutions in place of MobileNetV2's first stages, and no last one."""
+    trunk: Literal["mobilenetv2", "fast", "slim"] = "mobilenetv2"
+    """fast: a few dense convolutions in place of MobileNetV2's first stages, and no last one; slim:
+    fewer channels in its stem and inside its bottlenecks, and no last convolution."""
+    slim_widths: list[Count] = []
+    """Channels of a slim trunk's stem, then those inside each of its 17 bottlenecks."""
     front_width: Count = 32
     front_depth: Count = 3
     front_patches: Count | None = None
@@ -121,6 +124,9 @@ class LossConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pseudo_mos: Weight = 0.0
     falls: Weight = 0.0
     """On ladders from the clean picture: its score, as the student has it, times the pseudo-MOS."""
+    order_only: list[str] = []
+    """Degradations whose pseudo-MOS counts nothing, only the order of their levels: full-reference
+    measures punish what people who see no original hardly mind."""
     gated_score: Weight = 0.0
     """The score from features whose channels a gate weighs, for the next two."""
     insensitivity: Weight = 0.0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from distill.data.training_data import TrainingData
 
 FastRecipe = Annotated[Path, typer.Argument(help="Of a student with a fast trunk.")]
+SmallRecipe = Annotated[Path, typer.Argument(help="Of a student with a slim or fast trunk.")]
 Backbone = Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")]
 Run = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")]
 Packs = Annotated[Path | None, typer.Option(help="What `data` wrote.")]
@@ -82,8 +83,11 @@ def label(
 def train(
     recipe: Annotated[Path, typer.Argument()],
     *,
-    backbone: Backbone,
     run: Run,
+    backbone: Annotated[Path | None, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="best.pt of a student to begin with, not a backbone.")
+    ] = None,
     front: Annotated[
         Path | None, typer.Option(help="What `front` wrote: a fast trunk begins with it.")
     ] = None,
@@ -105,11 +109,20 @@ def train(
     from distill.recipe import load_recipe
     from distill.trainer import train as fit
 
+    if (backbone is None) == (weights is None):
+        raise ConfigError("training begins with --backbone or with --weights: give one of them")
     settings = load_recipe(recipe)
     compute = begin_training(device, settings.train.precision, threads=threads, workers=workers)
     opened = _opened(packs, shards, labels)
     best = fit(
-        settings, opened, run, backbone=backbone, front=front, num_steps=steps, compute=compute
+        settings,
+        opened,
+        run,
+        backbone=backbone,
+        weights=weights,
+        front=front,
+        num_steps=steps,
+        compute=compute,
     )
     typer.echo(json.dumps(best, indent=1))
 
@@ -148,11 +161,13 @@ def front(
 
 
 def imitate(
-    recipe: FastRecipe,
+    recipe: SmallRecipe,
     *,
     backbone: Backbone,
-    front: Annotated[Path, typer.Option(help="What `front` wrote.")],
     run: Run,
+    front: Annotated[
+        Path | None, typer.Option(help="What `front` wrote: a fast trunk begins with it.")
+    ] = None,
     packs: Packs = None,
     shards: Shards = None,
     teacher: Teacher = None,
@@ -160,7 +175,7 @@ def imitate(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Teach all of a fast trunk to imitate MobileNetV2, and fit a head: a whole student.
+    """Teach a slim or fast trunk to imitate MobileNetV2, and fit a head: a whole student.
 
     Interrupt it at will: it goes on from its last checkpoint.
     """

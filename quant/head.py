@@ -73,6 +73,8 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Weight of the squared difference between the logits of the two precisions."""
     fall_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.5
     """Weight of what the pictures of ladders should get, beside 1 for rated ones."""
+    order_only: list[str] = []
+    """Degradations whose falls the head before this one says, not pseudo-MOS."""
     ladder_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Weight of the hinge between pictures of one ladder."""
     ladder_margin: Annotated[float, msgspec.Meta(ge=0)] = 0.08

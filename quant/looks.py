@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dgiqa_stream.preprocess import ViewSpec
+from distill.data.degradations import degradation
+from distill.data.leave_out import kinds_of
 from distill.data.loader import (
     AnyRecord,
     Look,
@@ -70,7 +72,11 @@ def looks_at(data: TrainingData, views: Sequence[ViewSpec], settings: HeadConfig
         ladder += [number] * len(ladders[chosen])
         level += [record.level or 0 for record in ladders[chosen]]
     mos = [np.nan if r.mos is None else r.mos for _, r, _ in looks]
-    pseudo = [np.nan if ladder[i] < 0 else _pseudo_mos(r) for i, (_, r, _) in enumerate(looks)]
+    unsure = {degradation(name).name for name in settings.order_only}
+    pseudo = [
+        np.nan if ladder[i] < 0 or kinds_of(r) & unsure else _pseudo_mos(r)
+        for i, (_, r, _) in enumerate(looks)
+    ]
     labels = Labels(
         np.array(mos, np.float32),
         np.array(ladder),

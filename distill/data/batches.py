@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 
 from dgiqa_stream.errors import SourceError
 from distill.data.batch import NO_LADDER, Batch
-from distill.data.loader import Draw, EpochDraws, LadderDraws, PictureSet, Views, stack, views_of
+from distill.data.degradations import degradation
+from distill.data.leave_out import kinds_of
+from distill.data.loader import (
+    AnyRecord,
+    Draw,
+    EpochDraws,
+    LadderDraws,
+    PictureSet,
+    Views,
+    stack,
+    views_of,
+)
 from distill.data.shards import LeftOut
 from distill.data.training_data import TrainingData
 from distill.recipe import Recipe
@@ -28,6 +39,7 @@ class BatchMaker:
         config = recipe.train
         fragments = next(v for v in recipe.views if v.kind == "fragments")
         self._contents = data.numbered_contents()
+        self._order_only = {degradation(name).name for name in recipe.losses.order_only}
         common: dict[str, Any] = {"seed": config.seed, "smallest_crop": config.smallest_crop}
         rated = [r for r in data.rated.records if r.split == "train"]
         unrated = [r for r in data.unrated.records if r.split == "train"] if data.unrated else []
@@ -100,7 +112,7 @@ class BatchMaker:
         ladders = [NO_LADDER if d.ladder in broken else d.ladder for d in drawn]
         records = [d.record if ok else None for d, ok in zip(drawn, is_read, strict=True)]
         known = [getattr(r, "pseudo_mos", None) for r in records]
-        trust = [getattr(r, "confidence", None) for r in records]
+        trust = [self._confidence(r) for r in records]
         batch: Batch[NDArray[Any]] = Batch(
             views=stack([cut or blank for cut in cuts]),
             mos=_numbers([None if r is None else r.mos for r in records]),
@@ -117,6 +129,12 @@ class BatchMaker:
         targets = self.data.labels.targets(drawn)
         targets.crop_scores[~np.array(is_read)] = np.nan
         return batch.with_teacher(targets)
+
+    def _confidence(self, record: AnyRecord | None) -> float | None:
+        """Of the picture's pseudo-MOS."""
+        if record is None or not self._order_only.isdisjoint(kinds_of(record)):
+            return None
+        return getattr(record, "confidence", None)
 
 
 def _flat(parts: Sequence[tuple[PictureSet, list[Draw]]]) -> Iterator[tuple[PictureSet, Draw]]:

@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from dgiqa_stream.errors import ConfigError, ModelError
 from distill.models.trunks import (
+    CHANNELS,
     INPUT_MEAN,
     INPUT_STD,
     Bottleneck,
     FastTrunk,
     NormConv2d,
     PlainFront,
+    ShortTrunk,
+    SlimTrunk,
     Trunk,
     fold_,
 )
@@ -121,7 +124,7 @@ def quantised_points(student: Student) -> list[Point]:
         points.append((f"{name}.project", block.project, "linear"))
         if block.shortcut:
             points.append((name, block, "add"))
-    if not isinstance(trunk, FastTrunk):
+    if not isinstance(trunk, ShortTrunk):
         points.append(("trunk.last", trunk.last, "relu"))
     return points
 
@@ -223,8 +226,11 @@ def _trunk_of(state: dict[str, Tensor]) -> Trunk:
     """One that the weights fit."""
     normalised = any(".norm." in name for name in state)
     patches = state.get("trunk.front.patches.weight")
-    if patches is None:
+    if patches is None and "trunk.last.weight" in state:
         return Trunk(normalised=normalised)
+    if patches is None:
+        inner = (len(state[f"trunk.blocks.{j}.expand.weight"]) for j in range(len(CHANNELS)))
+        return SlimTrunk([len(state["trunk.stem.weight"]), *inner], normalised=normalised)
     depth = sum(".front.body." in name and name.endswith("weight") for name in state)
     depth -= sum(".front.body." in name and name.endswith("norm.weight") for name in state)
     width = state["trunk.front.project.weight"].shape[1]

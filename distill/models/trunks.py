@@ -3,11 +3,13 @@
 The backbone follows MobileNetV2 (arXiv 1801.04381, table 2) in Gluon's variant: ReLU instead of
 ReLU6 and stride 2 at bottlenecks 1, 3, 10, 13. Half of its time in INT8 goes into the stem and the
 first three bottlenecks, at large pictures and few channels; :class:`FastTrunk` has a few dense
-convolutions in their place, taught to give the same map.
+convolutions in their place, taught to give the same map. :class:`SlimTrunk` is MobileNetV2 with
+fewer channels inside each bottleneck.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgiqa_stream.errors import ConfigError
 from distill.recipe import ModelConfig
 
 CHANNELS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)
@@ -111,13 +114,13 @@ class Bottleneck(nn.Module):
         cin: int,
         cout: int,
         *,
-        expansion: int,
+        inner: int,
         stride: int,
         shortcut: bool,
         normalised: bool = False,
     ) -> None:
+        """``inner`` channels between the expansion and the projection."""
         super().__init__()
-        inner = cin * expansion
         self.expand = convolution(cin, inner, normalised=normalised)
         self.depthwise = convolution(inner, inner, 3, stride, groups=inner, normalised=normalised)
         self.project = convolution(inner, cout, normalised=normalised)
@@ -125,18 +128,26 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H/s, W/s)."""
-        y = F.relu(self.expand(x))  # (B, 6C, H, W)
-        y = F.relu(self.depthwise(y))  # (B, 6C, H/s, W/s)
+        y = F.relu(self.expand(x))  # (B, inner, H, W)
+        y = F.relu(self.depthwise(y))  # (B, inner, H/s, W/s)
         y = self.project(y)  # (B, C', H/s, W/s)
         return x + y if self.shortcut else y
 
 
-def bottleneck(number: int, *, normalised: bool) -> Bottleneck:
-    """MobileNetV2's, by its number from 0."""
+WIDTHS: tuple[int, ...] = (
+    STEM_CHANNELS,
+    STEM_CHANNELS,
+    *(EXPANSION * channels for channels in CHANNELS[:-1]),
+)
+"""Channels of the stem, then those inside each bottleneck."""
+
+
+def bottleneck(number: int, *, normalised: bool, widths: Sequence[int] = WIDTHS) -> Bottleneck:
+    """MobileNetV2's, by its number from 0, as wide inside as ``widths`` say."""
     return Bottleneck(
-        CHANNELS[number - 1] if number else STEM_CHANNELS,
+        CHANNELS[number - 1] if number else widths[0],
         CHANNELS[number],
-        expansion=EXPANSION if number else 1,
+        inner=widths[number + 1],
         stride=2 if number in STRIDED else 1,
         shortcut=number in SHORTCUT,
         normalised=normalised,
@@ -238,14 +249,45 @@ class PlainFront(nn.Module):
         return y
 
 
-class FastTrunk(Trunk):
-    """MobileNetV2 from bottleneck 3 on, behind a :class:`PlainFront`, without its last convolution.
+class ShortTrunk(Trunk):
+    """MobileNetV2 without its last convolution.
 
     The whole view's features end with the means after the last bottleneck: the 1,280 of the last
     convolution cost a fifth of all parameters and agree no better with people.
     """
 
     TAPPED = (*TAPPED, len(CHANNELS) - 1)
+
+    def __init__(self, *, normalised: bool = False) -> None:
+        super().__init__(normalised=normalised)
+        del self.last
+
+    @property
+    def num_late_features(self) -> int:
+        """Length of the vector that :meth:`late` gives of one picture."""
+        return sum(CHANNELS[j] for j in self.TAPPED if j >= NUM_SHARED)
+
+    def late(self, x: Tensor) -> Tensor:
+        """The last stages: (B, 96, H/16, W/16) to means (B, num_late_features)."""
+        return torch.cat(self._late_means(x)[1], 1)
+
+
+class SlimTrunk(ShortTrunk):
+    """MobileNetV2 with fewer channels in its stem and inside its bottlenecks."""
+
+    def __init__(self, widths: Sequence[int], *, normalised: bool = False) -> None:
+        """``widths``: channels of the stem, then those inside each of the 17 bottlenecks."""
+        super().__init__(normalised=normalised)
+        if len(widths) != len(WIDTHS):
+            raise ValueError(f"{len(widths)} widths, and a slim trunk has {len(WIDTHS)}")
+        self.widths = tuple(widths)
+        self.stem = convolution(3, widths[0], 3, 2, normalised=normalised)
+        for j in range(len(CHANNELS)):
+            self.blocks[j] = bottleneck(j, normalised=normalised, widths=widths)
+
+
+class FastTrunk(ShortTrunk):
+    """MobileNetV2 from bottleneck 3 on, behind a :class:`PlainFront`."""
 
     def __init__(
         self,
@@ -257,26 +299,17 @@ class FastTrunk(Trunk):
     ) -> None:
         """Width and depth are the front's."""
         super().__init__(normalised=normalised)
-        del self.stem, self.last
+        del self.stem
         self.front = PlainFront(
             width=width, depth=depth, patch_width=patch_width, normalised=normalised
         )
         for j in range(NUM_EARLY):
             self.blocks[j] = nn.Identity()  # the others keep their numbers
 
-    @property
-    def num_late_features(self) -> int:
-        """Length of the vector that :meth:`late` gives of one picture."""
-        return sum(CHANNELS[j] for j in self.TAPPED if j >= NUM_SHARED)
-
     def early(self, x: Tensor) -> Tensor:
         """As MobileNetV2's, by other means."""
         y: Tensor = self.front(x)
         return y
-
-    def late(self, x: Tensor) -> Tensor:
-        """The last stages: (B, 96, H/16, W/16) to means (B, num_late_features)."""
-        return torch.cat(self._late_means(x)[1], 1)
 
 
 def make_front(config: ModelConfig) -> PlainFront:
@@ -293,6 +326,8 @@ def make_trunk(config: ModelConfig) -> Trunk:
     """The trunk that a recipe asks for, its weights drawn at random."""
     if config.trunk == "mobilenetv2":
         return Trunk(normalised=config.normalised)
+    if config.trunk == "slim":
+        return SlimTrunk(config.slim_widths or WIDTHS, normalised=config.normalised)
     return FastTrunk(
         width=config.front_width,
         depth=config.front_depth,
@@ -328,6 +363,8 @@ def load_imagenet_(trunk: Trunk, weights: Path) -> None:
     """
     with np.load(weights) as stored:
         arrays = {name.removeprefix("mobilenetv20_features_"): stored[name] for name in stored}
+    if isinstance(trunk, SlimTrunk):
+        raise ConfigError("a slim trunk begins with a student's weights: `imitate`, then --weights")
     if "linearbottleneck16_batchnorm2_running_var" not in arrays:
         raise ValueError(f"{weights} does not hold MobileNetV2 with its BatchNorms")
     stem = None if isinstance(trunk, FastTrunk) else trunk.stem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 
 from dgiqa_stream.errors import ConfigError
@@ -92,3 +93,40 @@ def test_training_leaves_them_out_and_resumes(recipe, packs, backbone, tmp_path)
         run("two", 1, "nose")
     train(recipe, packs, tmp_path / "old", backbone=backbone, num_steps=1)
     run("old", 1)
+
+
+@pytest.fixture
+def haze_and_noise(write_shards, make_picture, tmp_path):
+    """Shards of one content: clean, haze, noise and a chain of both, all with a pseudo-MOS."""
+    names = ["clean", "haze", "gaussian_noise", "gaussian_noise:2+haze:1"]
+    pictures = [
+        (
+            ShardRecord(
+                f"c0/{name}", "c0", "train", "pristine", pseudo_mos=0.5, confidence=0.8,
+                degradation=name, ladder="" if "+" in name or name == "clean" else f"c0/{name}",
+                level=None if "+" in name else int(name != "clean"),
+            ),
+            make_picture(i),
+        )
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    return open_shards(write_shards(tmp_path / "shards", pictures))
+
+
+def test_of_some_kinds_only_the_order_counts(haze_and_noise, recipe):
+    """The pseudo-MOS of haze, alone or in a chain, has no confidence left; that of noise has."""
+    from distill.data.batches import BatchMaker
+
+    train = msgspec.structs.replace(recipe.train, unrated_batch=8, ladder_groups=1)
+
+    def trusted(order_only):
+        losses = msgspec.structs.replace(recipe.losses, order_only=order_only)
+        chosen = msgspec.structs.replace(recipe, train=train, losses=losses)
+        maker = BatchMaker(haze_and_noise, chosen)
+        return {c for number in range(4) for c in np.round(maker(number).confidence, 3).tolist()}
+
+    assert trusted([]) == {np.float32(0.8).round(3).item()}
+    assert trusted(["haze"]) == {0.0, np.float32(0.8).round(3).item()}
+    assert trusted(["haze", "gaussian_noise", "h264"]) == {0.0, np.float32(0.8).round(3).item()}
+    with pytest.raises(ConfigError, match="no degradation 'hase'"):
+        trusted(["hase"])

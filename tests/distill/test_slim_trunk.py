@@ -1,0 +1,154 @@
+"""The slim trunk: MobileNetV2 with the channels left out that the others can speak for."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+from dgiqa_stream.errors import ConfigError  # noqa: E402
+from distill import trainer  # noqa: E402
+from distill.data.batches import BatchMaker  # noqa: E402
+from distill.data.training_data import open_packs, open_shards  # noqa: E402
+from distill.imitating import train_trunk  # noqa: E402
+from distill.models.student import Student, load_student, quantised_points  # noqa: E402
+from distill.models.trunks import WIDTHS, SlimTrunk, Trunk, load_imagenet_  # noqa: E402
+from distill.recipe import ImitationConfig, ModelConfig  # noqa: E402
+from distill.slimming import _Moments, slim_  # noqa: E402
+
+HALF = (16, 32, *(w // 2 for w in WIDTHS[2:]))
+ROUNDING = 1e-3  # float32 maps, and a least-squares solution with a ridge of 1e-6
+
+
+@pytest.fixture
+def batches():
+    """Two normalised batches of random pictures for each view: (3, 3, 64, 64), RMS about 1."""
+    generator = torch.Generator().manual_seed(1)
+
+    def made():
+        # smooth pictures: neighbouring pixels resemble each other, as those of photographs do
+        return F.interpolate(torch.randn(3, 3, 16, 16, generator=generator), 64, mode="bilinear")
+
+    return [made(), made()], [made(), made()]
+
+
+def redundant_trunk(kept):
+    """A trunk whose bottlenecks' channels beyond the first ``kept[j]`` repeat those."""
+    torch.manual_seed(3)
+    trunk = Trunk().eval()
+    with torch.no_grad():
+        for j, block in enumerate(trunk.blocks):
+            num = block.depthwise.out_channels
+            copies = torch.arange(num) % kept[j + 1]
+            for conv in (block.expand, block.depthwise):
+                conv.weight.copy_(conv.weight[copies])
+                conv.bias.copy_(conv.bias[copies])
+    return trunk
+
+
+def test_channels_that_repeat_others_leave_without_a_trace(batches):
+    """Where half of the channels are copies, a trunk of half the width gives the same features."""
+    widths = (32, 16, *(w // 2 for w in WIDTHS[2:]))
+    teacher, pupil = redundant_trunk(widths), SlimTrunk(widths).eval()
+    lost = slim_(pupil, teacher, *batches)
+    assert max(found.unexplained for found in lost) < ROUNDING
+    x = batches[0][0]
+    for mine, theirs in zip(pupil.shared(x), teacher.shared(x), strict=True):
+        assert (mine - theirs).norm() < 0.03 * theirs.norm()  # the root of 1e-3
+
+
+def test_a_trunk_as_wide_as_its_teacher_is_the_teacher(batches):
+    """With MobileNetV2's own widths nothing is lost: the solution is the projection itself."""
+    torch.manual_seed(3)
+    teacher, pupil = Trunk().eval(), SlimTrunk(WIDTHS).eval()
+    lost = slim_(pupil, teacher, *batches)
+    assert [found.num_kept for found in lost] == [found.num_channels for found in lost]
+    assert max(found.unexplained for found in lost) < ROUNDING
+
+
+def test_the_fit_is_the_least_squares_solution():
+    """Weights, bias and error of the kept channels are numpy's least squares."""
+    rng = np.random.default_rng(2)
+    y = rng.normal(size=(2, 6, 5, 5)) + 0.5
+    wanted = rng.normal(size=(2, 3, 5, 5)) + y[:, :3]
+    moments = _Moments()
+    moments.add(torch.from_numpy(y), torch.from_numpy(wanted), torch.Generator())
+    kept, weight, bias = moments.fitted(4)
+    rows = np.concatenate([y.transpose(0, 2, 3, 1).reshape(50, 6)[:, kept], np.ones((50, 1))], 1)
+    aims = wanted.transpose(0, 2, 3, 1).reshape(50, 3)
+    solution, *_ = np.linalg.lstsq(rows, aims, rcond=None)
+    # float32 results and a ridge of 1e-6
+    np.testing.assert_allclose(weight.numpy(), solution[:-1].T, atol=1e-4)
+    np.testing.assert_allclose(bias.numpy(), solution[-1], atol=1e-4)
+
+
+def test_the_channels_that_matter_are_kept():
+    """Of ten channels the two that the output is made of are chosen, however loud the others are."""
+    rng = np.random.default_rng(2)
+    y = rng.normal(size=(4, 10, 8, 8)) * 100
+    y[:, [3, 7]] /= 100
+    wanted = np.stack([y[:, 3] - y[:, 7], 2 * y[:, 7]], 1)
+    moments = _Moments()
+    moments.add(torch.from_numpy(y), torch.from_numpy(wanted), torch.Generator())
+    assert moments.fitted(2)[0] == [3, 7]
+
+
+def test_a_slim_trunk_cannot_be_wider_than_its_teacher(batches):
+    """It is told how many channels there are; so is a list of widths of the wrong length."""
+    with pytest.raises(ValueError, match="40 channels wanted and the trunk to slim has 32"):
+        slim_(SlimTrunk((40, *WIDTHS[1:])), Trunk(), *batches)
+    with pytest.raises(ValueError, match="3 widths, and a slim trunk has 18"):
+        SlimTrunk((16, 16, 48))
+
+
+def test_a_saved_slim_student_is_loaded_as_what_it_is(tmp_path):
+    """The widths are read off the weights, and every convolution is a point that INT8 rounds."""
+    student = Student(trunk=SlimTrunk(HALF)).eval()
+    torch.save(student.state_dict(), tmp_path / "best.pt")
+    loaded = load_student(tmp_path / "best.pt").eval()
+    assert loaded.trunk.widths == HALF
+    view = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    assert torch.equal(loaded(view, view), student(view, view))
+    convs = {id(m) for m in loaded.trunk.modules() if isinstance(m, nn.Conv2d)}
+    assert {id(m) for _, m, kind in quantised_points(loaded) if kind != "add"} == convs
+
+
+@pytest.fixture
+def slim_recipe(recipe):
+    """The tiny recipe with a slim trunk and an imitation of twenty steps."""
+    return msgspec.structs.replace(
+        recipe,
+        model=ModelConfig(trunk="slim", slim_widths=list(HALF)),
+        imitate_trunk=ImitationConfig(num_steps=20, rate=2e-3, warmup_steps=2, ema_decay=0.5),
+    )
+
+
+def test_imitation_recovers_what_slimming_lost(slim_recipe, packs, backbone, tmp_path):
+    """Twenty steps leave less unexplained than one; the student goes on to be trained."""
+    data = open_packs(packs)
+
+    def left_after(num_steps):
+        run = tmp_path / str(num_steps)
+        return train_trunk(slim_recipe, data, run, backbone=backbone, num_steps=num_steps)
+
+    assert left_after(20) < 0.97 * left_after(1)
+    imitated = tmp_path / "20" / "best.pt"
+    trainer.train(slim_recipe, data, tmp_path / "run", weights=imitated, num_steps=2)
+    before, after = (load_student(p) for p in (imitated, tmp_path / "run" / "best.pt"))
+    moved = after.trunk.blocks[5].expand.weight - before.trunk.blocks[5].expand.weight
+    assert 0 < moved.abs().max() < 0.1 * before.trunk.blocks[5].expand.weight.abs().max()
+
+
+def test_a_slim_trunk_needs_a_student_to_begin_with(slim_recipe, packs, backbone, tmp_path):
+    """ImageNet's weights do not fit it, and the message names the command that makes some."""
+    with pytest.raises(ConfigError, match="`imitate`, then --weights"):
+        load_imagenet_(SlimTrunk(HALF), backbone)
+    with pytest.raises(ConfigError, match="normalised = false"):
+        model = msgspec.structs.replace(slim_recipe.model, normalised=True)
+        recipe = msgspec.structs.replace(slim_recipe, model=model)
+        train_trunk(recipe, open_packs(packs), tmp_path, backbone=backbone)
