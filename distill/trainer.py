@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dgiqa_stream.errors import ConfigError, SourceError
+from dgiqa_stream.errors import ConfigError, ModelError, SourceError
 from distill.compute import Compute, make_compute
 from distill.curves import CURVES, draw_curves
 from distill.data.batch import Batch
@@ -22,7 +22,7 @@ from distill.data.leave_out import without_kinds
 from distill.data.training_data import TrainingData, open_packs
 from distill.data.twins import without_twins
 from distill.head_fit import fit_head_
-from distill.models.student import Student, load_front_, load_student
+from distill.models.student import Student, load_front_, load_student, load_trunk
 from distill.models.trunks import FastTrunk, load_imagenet_, make_trunk, still_statistics_
 from distill.objective import Objective
 from distill.optimising import Averaged, learning_rate_share, make_optimiser
@@ -36,6 +36,7 @@ _LOG_EVERY_STEPS = 10
 _LARGEST_GRADIENT = 5.0
 _MOST_SKIPPED = 20
 MAX_LEFT_OUT = 20
+ONNX = ".onnx"
 
 
 def train(
@@ -53,8 +54,9 @@ def train(
     """Fit the student; returns the validation figures of the best epoch.
 
     It starts from an ImageNet ``backbone`` (the head is fitted first; a fast trunk also needs the
-    ``front`` that was taught to imitate it) or from the ``weights`` of a trained student. ``data``
-    are opened pictures or a folder of packs. ``prepare`` changes what the model computes, not its
+    ``front`` that was taught to imitate it) or from the ``weights`` of a trained student; of a
+    float ``.onnx`` file the trunk is taken and the head fitted first. ``data`` are opened pictures
+    or a folder of packs. ``prepare`` changes what the model computes, not its
     parameters, before the first step: quantisation-aware training rounds there. ``run`` receives
     ``checkpoint.pt`` (to resume), ``best.pt`` (weights), ``log.csv``, ``validation.csv`` and
     ``curves.png``. Raises ``ValueError`` where the data lack pictures, :class:`ConfigError` where
@@ -112,8 +114,7 @@ class _Fit:
             if isinstance(trunk, FastTrunk):
                 load_front_(trunk, front)
         elif is_new and weights is not None:
-            folded = not self.recipe.model.normalised
-            self.model.load_state_dict(load_student(weights, folded=folded).state_dict())
+            self._begin_with(weights)
         still_statistics_(trunk)
         self.model.to(self.compute.device)
         self.objective = Objective(self.recipe, self.data).to(self.compute.device)
@@ -123,7 +124,7 @@ class _Fit:
             lambda s: learning_rate_share(s, self.num_steps, self.config.warmup_steps),
         )
         self.scaler = self.compute.scaler()
-        if is_new and backbone is not None:
+        if is_new and (weights is None or weights.suffix == ONNX):
             fit_head_(self.model, self.data, self.recipe, compute=self.compute)
         self.averaged = Averaged(self.model, self.config.ema_decay)
         if is_new:
@@ -131,6 +132,22 @@ class _Fit:
             say(f"before the first step: validation SRCC {found:.4f}")
         else:
             self._restore()
+
+    def _begin_with(self, weights: Path) -> None:
+        """Take over a student, or the trunk alone of one that was exported."""
+        if weights.suffix == ONNX:
+            net: nn.Module = self.model.trunk
+            state = load_trunk(weights).state_dict()
+        else:
+            net, folded = self.model, not self.recipe.model.normalised
+            state = load_student(weights, folded=folded).state_dict()
+        try:
+            net.load_state_dict(state)
+        except RuntimeError as exc:
+            reason = str(exc).splitlines()[1].strip()
+            raise ModelError(
+                f"{weights.name} has another trunk than the recipe's [model]: {reason}"
+            ) from exc
 
     def _restore(self) -> None:
         state = self.folder.load_checkpoint()

@@ -86,7 +86,7 @@ def train(
     run: Run,
     backbone: Annotated[Path | None, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="best.pt of a student to begin with, not a backbone.")
+        Path | None, typer.Option(help="To begin with: best.pt of a student, or a float .onnx.")
     ] = None,
     front: Annotated[
         Path | None, typer.Option(help="What `front` wrote: a fast trunk begins with it.")

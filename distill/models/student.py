@@ -197,6 +197,36 @@ def load_student(path: Path, *, folded: bool = True) -> Student:
     return student
 
 
+def load_trunk(path: Path) -> Trunk:
+    """The trunk of a float ONNX file that ``dgiqa-quant export`` wrote, the shipped one's too.
+
+    Its head is not taken over: a student's is trained anew. Raises :class:`ModelError` where the
+    file is missing or holds no student's trunk.
+    """
+    import onnx  # type: ignore[import-not-found,unused-ignore]
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx import numpy_helper
+
+    try:
+        stored = onnx.load(path).graph.initializer
+    except FileNotFoundError as exc:
+        raise ModelError(f"no model at {path}: give a float .onnx or best.pt of a run") from exc
+    except DecodeError as exc:
+        raise ModelError(f"{path.name} is not an ONNX file: {exc}") from exc
+    state = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in stored}
+    prefix = "trunk."
+    weights = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    try:
+        trunk = _trunk_of(state)
+        trunk.load_state_dict(weights)
+    except (RuntimeError, KeyError, TypeError, IndexError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise ModelError(
+            f"{path.name} holds no student's float trunk (an INT8 file has none): {reason}"
+        ) from exc
+    return trunk
+
+
 def load_front_(trunk: FastTrunk, path: Path | None) -> None:
     """Fill the front of a trunk from what ``dgiqa-distill front`` wrote, folded if the trunk is.
 
