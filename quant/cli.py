@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, overload
+from typing import TYPE_CHECKING, Annotated, Literal, overload
 
 import typer
 
@@ -13,6 +13,8 @@ from dgiqa_stream.cli.running import Verdict, run
 from dgiqa_stream.errors import ConfigError, DgiqaError
 from distill.process import command_line, keep_freed_memory
 from distill.say import say
+from quant.gpu_commands import check_tensorrt, engine, half, program
+from quant.low_rank.command import factorize
 from quant.proof.commands.check import check
 from quant.proof.commands.report import report
 from quant.sure_command import sure
@@ -39,7 +41,9 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to 
 
 @app.command()
 def export(
-    weights: Annotated[Path, typer.Argument(help="best.pt of a training run.")],
+    weights: Annotated[
+        Path, typer.Argument(help="best.pt of a training run, or what `factorize` wrote.")
+    ],
     *,
     recipe: Annotated[
         list[Path], typer.Option(help="The recipes it was trained by, oldest first.")
@@ -54,15 +58,16 @@ def export(
     import msgspec
     import torch
 
-    from distill.models.student import Deployed, load_student
+    from distill.models.student import Deployed
     from distill.models.trunks import INPUT_MEAN, INPUT_STD
     from distill.recipe import load_recipe
     from quant.export_onnx import export_graph, write_model
+    from quant.low_rank.student import open_student
     from quant.qat import snap_weights_
 
     recipes = [load_recipe(path) for path in recipe]
     settings = recipes[-1]
-    student = load_student(weights)
+    student, steps = open_student(weights)
     deployed = Deployed(student)
     if snap_weights:
         snap_weights_(deployed)
@@ -79,6 +84,7 @@ def export(
         made_by=command_line(),
         history=[
             *trained,
+            *steps,
             {
                 "step": "export",
                 "snap_weights": snap_weights,
@@ -148,6 +154,10 @@ def int8(
     output: Output,
     shards: Shards = None,
     ranges: Annotated[Path | None, typer.Option(help="ranges.json of `qat`.")] = None,
+    target: Annotated[
+        Literal["onnxruntime", "tensorrt"],
+        typer.Option(help="CPUs, by ONNX Runtime, or GPUs: TensorRT wants symmetric INT8."),
+    ] = "onnxruntime",
 ) -> None:
     """Quantise a float model to INT8, calibrated on training pictures."""
     import msgspec
@@ -156,9 +166,11 @@ def int8(
 
     from dgiqa_stream.manifest import load_model
     from quant.calibration import calibration_set
+    from quant.calibration_methods import refuse_useless
     from quant.export_onnx import write_successor
-    from quant.ptq import load_int8_config, quantize_onnx
+    from quant.ptq import choose_calibration, load_int8_config, quantize_onnx
     from quant.qat import load_ranges
+    from quant.tensorrt.quantize import choose_for_tensorrt, quantize_for_tensorrt
 
     settings = load_int8_config(config)
     source = load_model(model)
@@ -171,21 +183,31 @@ def int8(
         rated=_TrainingPlanes(data.rated),
         degraded=_TrainingPlanes(data.ladders),
     )
+    refuse_useless(calibration)
+    graph, trained = onnx.load(source.path), load_ranges(ranges) if ranges else None
+    for_gpu = target == "tensorrt"
+    choose = choose_for_tensorrt if for_gpu else choose_calibration
+    quantize, errors = choose(graph, settings.quantize, calibration, ranges=trained)
+    settings = msgspec.structs.replace(settings, quantize=quantize)
     step = {
         "step": "int8",
+        "target": target,
         "settings": msgspec.to_builtins(settings),
+        **({"calibration_errors_points": errors} if errors else {}),
         "num_pictures": len(calibration),
         "from_sha256": manifest.sha256,
         "onnxruntime": onnxruntime.__version__,
     }
-    quantised = quantize_onnx(
-        onnx.load(source.path),
-        settings.quantize,
-        calibration,
-        ranges=load_ranges(ranges) if ranges else None,
-    )
+    make = quantize_for_tensorrt if for_gpu else quantize_onnx
+    quantised = make(graph, quantize, calibration, ranges=trained)
     made = write_successor(
-        quantised, output, manifest, step=step, made_by=command_line(), precision="int8"
+        quantised,
+        output,
+        manifest,
+        step=step,
+        made_by=command_line(),
+        precision="int8",
+        target=target,
     )
     say(f"{output.name}: {made.size_bytes} bytes of {manifest.size_bytes} in {manifest.precision}")
 
@@ -264,7 +286,12 @@ class _TrainingPlanes(Sequence["Planes"]):
         return self._pictures.planes(self._records[index])
 
 
+app.command()(factorize)
 app.command()(sure)
+app.command()(half)
+app.command()(program)
+app.command()(check_tensorrt)
+app.command()(engine)
 app.command()(check)
 app.command()(report)
 
