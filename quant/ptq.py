@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -29,24 +29,23 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from dgiqa_stream.errors import ConfigError
 from quant.calibration import CalibrationConfig, Views
-from quant.correction import correct_head_
+from quant.calibration_methods import METHODS, Method, Spans, activation_spans
+from quant.correction import correct_head_, outputs_of
 from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
 from quant.sure import SureConfig
 
 _NOT_BYTES = "the graph must begin by Cast, Sub, Div of uint8 pictures"
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
 
 
 class Int8StaticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a float graph becomes INT8. Saved in the artefact's manifest."""
 
-    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
-    percentile: float = 99.999
+    calibration: Literal["minmax", "percentile", "entropy", "mse", "best"] = "minmax"
+    """How ranges are measured; ``best`` tries the four and takes the one whose scores are nearest
+    to the float model's on the calibration pictures."""
+    percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.999
+    """Of ``percentile``: the share of values, in per cent, that lies inside."""
     operators: tuple[str, ...] = ("Conv", "Relu", "Add")
     """Kinds of node whose inputs and outputs are quantised; pooling and head stay in float."""
     float_nodes: tuple[str, ...] = ()
@@ -55,7 +54,7 @@ class Int8StaticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """7-bit weights: only for x86 without VNNI, where 16-bit sums could saturate."""
     correct_head: bool = True
     """Regress float features on quantised ones and fold the lines into the float head."""
-    version: int = 1
+    version: int = 2
 
 
 class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,18 +91,30 @@ def quantize_onnx(
     calibration: Sequence[Views],
     *,
     ranges: Ranges | None = None,
+    measured: Spans | None = None,
 ) -> onnx.ModelProto:
     """The INT8 graph of a float one, calibrated on batches of views (uint8, one picture each).
 
     ``ranges`` are those the model was trained to round to; other tensors are measured.
+    ``measured`` are spans that :func:`~quant.calibration_methods.activation_spans` found before:
+    they save measuring them again.
     """
     if not calibration:
         raise ValueError("calibration needs pictures: the set is empty")
-    overrides = _exact_inputs(graph)
-    normalised = list(overrides)
+    if config.calibration == "best":
+        chosen, _ = choose_calibration(graph, config, calibration, ranges=ranges)
+        return quantize_onnx(graph, chosen, calibration, ranges=ranges)
+    exact = _exact_inputs(graph)
+    normalised = list(exact)
+    if measured is None and config.calibration != "minmax":
+        measured = measured_spans(graph, config, calibration, [config.calibration])[
+            config.calibration
+        ]
+    overrides = {name: [_exact_range(*span)] for name, span in (measured or {}).items()}
     if ranges is not None:
         spans = trained_spans(graph, ranges)
         overrides |= {name: [_exact_range(*span)] for name, span in spans.items()}
+    overrides |= exact
     with tempfile.TemporaryDirectory() as folder:
         source, ready, target = (Path(folder) / n for n in ("f.onnx", "p.onnx", "q.onnx"))
         onnx.save(graph, source)
@@ -111,7 +122,7 @@ def quantize_onnx(
         quantize_static(
             str(ready),
             str(target),
-            _Reader(calibration),
+            _Reader(calibration if measured is None else calibration[:1]),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -119,17 +130,58 @@ def quantize_onnx(
             reduce_range=config.reduce_range,
             op_types_to_quantize=list(config.operators),
             nodes_to_exclude=list(config.float_nodes),
-            calibrate_method=_METHODS[config.calibration],
-            extra_options={
-                "TensorQuantOverrides": overrides,
-                "CalibPercentile": config.percentile,
-            },
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"TensorQuantOverrides": overrides},
         )
         quantised = onnx.load(target)
     result = _take_bytes(quantised, normalised)
     if config.correct_head:
         correct_head_(result, graph, calibration)
     return result
+
+
+def measured_spans(
+    graph: onnx.ModelProto,
+    config: Int8StaticConfig,
+    calibration: Sequence[Views],
+    methods: Sequence[Method],
+) -> dict[Method, Spans]:
+    """Spans by each method of every tensor that the settings quantise."""
+    return activation_spans(
+        graph,
+        calibration,
+        methods,
+        operators=config.operators,
+        percentile=config.percentile,
+    )
+
+
+def choose_calibration(
+    graph: onnx.ModelProto,
+    config: Int8StaticConfig,
+    calibration: Sequence[Views],
+    *,
+    ranges: Ranges | None = None,
+) -> tuple[Int8StaticConfig, dict[str, float]]:
+    """The settings with the method of least score error, and each method's error.
+
+    The error is the mean |delta score|, in points of 0..100, on the calibration pictures: those
+    hold black, noise and letterboxed ones. Settings that name a method stay as they are.
+    """
+    if config.calibration != "best":
+        return config, {}
+    spans = measured_spans(graph, config, calibration, METHODS)
+    quality = graph.graph.output[0].name
+    wanted = outputs_of(graph, quality, calibration)
+    tried, errors = {}, {}
+    for method in METHODS:
+        tried[method] = msgspec.structs.replace(config, calibration=method)
+        made = quantize_onnx(
+            graph, tried[method], calibration, ranges=ranges, measured=spans[method]
+        )
+        found = outputs_of(made, quality, calibration)
+        errors[method] = float(100 * np.abs(found - wanted).mean())
+    return tried[min(METHODS, key=lambda method: errors[method])], errors
 
 
 def trained_spans(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[float, float]]:
@@ -211,13 +263,17 @@ def normalised_inputs(graph: onnx.ModelProto) -> dict[str, tuple[int, float]]:
 
 
 def _take_bytes(graph: onnx.ModelProto, normalised: Sequence[str]) -> onnx.ModelProto:
-    """Feed the pictures' bytes to the first DequantizeLinear; drop Cast, Sub, Div, Quantize."""
+    """Feed the pictures' bytes to the first DequantizeLinear; drop Cast, Sub, Div, Quantize.
+
+    Where a view's first convolution is left in float, they stay.
+    """
     makers = {out: node for node in graph.graph.node for out in node.output}
     dropped: set[int] = set()
     for name in normalised:
-        quantize = next(
-            n for n in graph.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name
-        )
+        of_name = (n for n in graph.graph.node if n.op_type == "QuantizeLinear")
+        quantize = next((n for n in of_name if n.input[0] == name), None)
+        if quantize is None:
+            continue  # the convolution that reads it is left in float
         div = makers[name]
         sub = makers[div.input[0]]
         cast = makers[sub.input[0]]

@@ -30,7 +30,8 @@ class LatencySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be timed."""
-        if min((*self.batches, *self.threads, self.num_rounds), default=0) < 1:
+        numbers = (*self.batches, *self.threads, self.num_rounds)
+        if not (self.batches and self.threads) or min(numbers) < 1:
             raise ConfigError("latency needs batches, threads and rounds of 1 or more")
 
 

@@ -1,0 +1,156 @@
+"""Ranges of activations from histograms: percentile, entropy, MSE; and the best of all by score.
+
+ONNX Runtime's own calibrators keep every activation of every picture in memory, tens of gigabytes
+for a few hundred pictures. Here each picture's are put into ONNX Runtime's histograms and dropped;
+percentile and entropy are then its own rules. MSE it does not have: the clipping that minimises the
+squared error of 256 even steps over the histogram (Sung et al. 2015, arXiv 1511.06488, section 3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from dgiqa_stream.scorer import is_flat
+from quant.calibration import Views
+
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
+Spans = dict[str, tuple[float, float]]
+"""Lowest and highest value of each tensor."""
+FEWEST_PICTURES = 8
+_LEVELS = 256
+_NUM_BINS = 2048
+_ENTROPY_BINS, _ENTROPY_STEPS = 512, 128
+_CLIPS = tuple(np.geomspace(0.05, 1.0, 60))
+"""Shares of the whole range that the MSE rule tries."""
+
+
+def refuse_useless(calibration: Sequence[Views]) -> None:
+    """Raise ``ValueError`` for a set that is empty, too small or mostly of one colour.
+
+    Ranges measured on it would clip what real pictures bring.
+    """
+    if len(calibration) < FEWEST_PICTURES:
+        raise ValueError(
+            f"calibration has {len(calibration)} pictures and {FEWEST_PICTURES} are the fewest: "
+            "give packs with more"
+        )
+    flat = sum(is_flat(view[0] for view in batch.values()) for batch in calibration)
+    if 2 * flat > len(calibration):
+        raise ValueError(
+            f"{flat} of {len(calibration)} calibration pictures are of one colour, black perhaps: "
+            "give packs of real pictures"
+        )
+
+
+def activation_spans(
+    graph: onnx.ModelProto,
+    calibration: Iterable[Views],
+    methods: Sequence[Method],
+    *,
+    operators: Sequence[str],
+    percentile: float,
+) -> dict[Method, Spans]:
+    """Spans by each method of what nodes of some kinds read and give; one pass for all methods.
+
+    What feeds a ReLU alone gets the ReLU's span: both are one node in integers.
+    """
+    tensors = _activations(graph, operators)
+    collectors = {
+        "percentile": HistogramCollector("percentile", False, _NUM_BINS, _LEVELS, percentile, ""),
+        "entropy": HistogramCollector(
+            "entropy", False, _ENTROPY_BINS, _ENTROPY_STEPS, percentile, ""
+        ),
+    }
+    wanted = {"percentile" if m in ("mse", "minmax") else m for m in methods}
+    session = _probed(graph, tensors)
+    with contextlib.redirect_stdout(io.StringIO()):  # the collectors tell each picture
+        for batch in calibration:
+            values = dict(zip(tensors, session.run(tensors, batch), strict=True))
+            for name in wanted:
+                collectors[name].collect(values)
+        found = {method: _spans(method, collectors) for method in methods}
+    return {method: _through_relus(graph, spans) for method, spans in found.items()}
+
+
+def _spans(method: Method, collectors: Mapping[str, Any]) -> Spans:
+    histograms = collectors["percentile"].histogram_dict
+    if method == "minmax":
+        return {name: (float(h[2]), float(h[3])) for name, h in histograms.items()}
+    if method == "mse":
+        return {
+            name: mse_span(h[0], h[1], float(h[2]), float(h[3])) for name, h in histograms.items()
+        }
+    found = collectors[method].compute_collection_result()
+    return {name: (float(span[0]), float(span[1])) for name, span in found.items()}
+
+
+def mse_span(
+    counts: NDArray[np.int64], edges: NDArray[np.float64], lowest: float, highest: float
+) -> tuple[float, float]:
+    """The span whose 256 even steps, 0 among them, lose least of a histogram's values.
+
+    ``counts`` (B,) lie between ``edges`` (B + 1,); both ends of the range of values are clipped by
+    one share.
+    """
+    centres = (edges[:-1] + edges[1:]) / 2
+    kept = counts > 0
+    values, weights = centres[kept], counts[kept].astype(np.float64)
+    best, least = (lowest, highest), np.inf
+    for share in _CLIPS:
+        low, high = min(lowest * share, 0.0), max(highest * share, 0.0)
+        step = (high - low) / (_LEVELS - 1)
+        if step == 0:
+            continue
+        zero = np.round(-low / step)
+        steps = np.clip(np.round(values / step) + zero, 0, _LEVELS - 1)
+        error = float((weights * np.square((steps - zero) * step - values)).sum())
+        if error < least:
+            best, least = (low, high), error
+    return best
+
+
+def _activations(graph: onnx.ModelProto, operators: Sequence[str]) -> list[str]:
+    constants = {t.name for t in graph.graph.initializer}
+    found: dict[str, None] = {}
+    for node in graph.graph.node:
+        if node.op_type in operators:
+            read = [n for n in node.input if n and n not in constants]
+            found |= dict.fromkeys([*read, *node.output])
+    return list(found)
+
+
+def _through_relus(graph: onnx.ModelProto, spans: Spans) -> Spans:
+    num_readers: dict[str, int] = {}
+    for node in graph.graph.node:
+        for name in node.input:
+            num_readers[name] = num_readers.get(name, 0) + 1
+    found = dict(spans)
+    for node in graph.graph.node:
+        source = node.input[0] if node.input else ""
+        if node.op_type == "Relu" and num_readers[source] == 1 and node.output[0] in spans:
+            found[source] = spans[node.output[0]]
+    return found
+
+
+def _probed(graph: onnx.ModelProto, tensors: Sequence[str]) -> Any:
+    """A session whose outputs are tensors of the graph."""
+    import onnxruntime as ort
+
+    probed = onnx.ModelProto()
+    probed.CopyFrom(graph)
+    del probed.graph.output[:]
+    probed.graph.output.extend(onnx.ValueInfoProto(name=t) for t in tensors)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(
+        probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
