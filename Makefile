@@ -7,6 +7,7 @@
 #   PYTEST_ARGS="-k x"   more arguments for pytest
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu   takes the CPU builds of torch:
 #                        1 GB of disk instead of 6
+#   BENCHMARKS="start"   which of benchmarks/*.py `make bench` runs; memory alone takes half an hour
 #   FAIL_WITHOUT_SERVERS=1, DGIQA_ODD_MEDIA=DIR   are passed on to the tests
 
 SHELL := /bin/bash
@@ -22,6 +23,7 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 BIN := $(abspath $(VENV))/bin
 CONSTRAINTS := .ci/constraints.txt
+BENCHMARKS ?= score_every_frame start streams peers pooling memory
 EXTRAS_WITH_TORCH := report,prometheus,train,quant,teacher,shards
 
 # The tests run elsewhere, so a relative folder would be lost on the way.
@@ -117,10 +119,22 @@ demo: $(DEMO_VENV)/ready ## install the runtime alone and run the demo
 	@$(DEMO_VENV)/bin/python demo/demo.py
 
 .PHONY: bench
-bench: wheel ## run benchmarks/*.py but _*.py and make_*.py; each writes JSON
-	@found=$$(find benchmarks -maxdepth 1 -name '*.py' ! -name '_*' ! -name 'make_*' 2>/dev/null | sort)
-	if [ -z "$$found" ]; then echo "no benchmarks here" >&2; exit 1; fi
-	for script in $$found; do $(call say,$$script); $(BIN)/python "$$script"; done
+bench: wheel ## measure speed, lag, memory and peers (an hour); README's tables follow
+	@clips=$$(mktemp -d)
+	trap 'rm -rf "$$clips"' EXIT
+	make_clip=($(BIN)/python benchmarks/make_clip.py demo/room.mp4)
+	"$${make_clip[@]}" -o "$$clips/reference_1080p30.mp4" --seconds 9
+	"$${make_clip[@]}" -o "$$clips/live_1080p30.mp4" --seconds 6 --keyframe-seconds 2
+	for name in $(BENCHMARKS); do
+	  $(call say,$$name)
+	  case $$name in
+	    streams | memory) clip=(--clip "$$clips/live_1080p30.mp4") ;;
+	    pooling) clip=() ;;
+	    *) clip=(--clip "$$clips/reference_1080p30.mp4") ;;
+	  esac
+	  $(BIN)/python "benchmarks/$$name.py" "$${clip[@]}"
+	done
+	$(BIN)/python benchmarks/tables.py
 
 .PHONY: clean
 clean: ## remove the environments, caches and what the demo wrote

@@ -30,13 +30,14 @@ def endless(path: Path) -> Iterator[NDArray[np.uint8]]:
                 yield np.tile(rgb, (down, across, 1))[:540, :960]
 
 
-def write(clips: list[Path], output: Path, seconds: float) -> None:
-    """Encode the mosaic."""
+def write(clips: list[Path], output: Path, seconds: float, keyframe_seconds: float) -> None:
+    """Encode the mosaic; the encoder places the key frames where ``keyframe_seconds`` is 0."""
+    options = {"preset": "medium", "crf": "23"}
+    if keyframe_seconds:
+        options["g"] = str(round(keyframe_seconds * FPS))
     quarters = [endless(path) for path, _ in zip(itertools.cycle(clips), range(4), strict=False)]
     with av.open(str(output), "w") as container:
-        stream = container.add_stream(
-            "libx264", rate=FPS, options={"preset": "medium", "crf": "23"}
-        )
+        stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.colorspace = 1
         stream.codec_context.color_range = 1
@@ -54,8 +55,9 @@ def main() -> None:
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--keyframe-seconds", type=float, default=0.0, help="At most so far apart.")
     arguments = parser.parse_args()
-    write(arguments.clips, arguments.output, arguments.seconds)
+    write(arguments.clips, arguments.output, arguments.seconds, arguments.keyframe_seconds)
 
 
 if __name__ == "__main__":
