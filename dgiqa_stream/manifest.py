@@ -120,7 +120,7 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     schema: Literal["dgiqa.manifest/2"]
     id: str
     version: str
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     size_bytes: int
     licence: str
@@ -138,6 +138,8 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     """How sure a score is; None where the model does not say."""
     domain: DomainSpec | None = None
     """Which pictures the model knows; None where it does not say."""
+    target: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    """The engine that the file was made for: INT8 for one is slow or refused in another."""
 
     def __post_init__(self) -> None:
         """Refuse one output for two meanings."""

@@ -28,6 +28,7 @@ from dgiqa_stream.preprocess import ViewSpec
 
 OPSET = 20
 OUTPUT = "quality"
+_NOT_HASHED_YET = 64 * "0"
 LINEAR = ScoreMapping(raw=[0.0, 1.0], score=[0.0, 100.0])
 
 
@@ -100,20 +101,17 @@ def write_model(
     licence: str = "Apache-2.0",
     interval: IntervalSpec | None = None,
     domain: DomainSpec | None = None,
+    target: str = "onnxruntime",
 ) -> ModelManifest:
     """Write ``path`` and its manifest; both appear whole or not at all."""
     _forget_origins(graph)
-    about = {"id": name, "version": version, "precision": precision, "licence": licence}
-    for key, value in about.items():
-        graph.metadata_props.add(key=f"dgiqa.{key}", value=value)
-    content = graph.SerializeToString()
     manifest = ModelManifest(
         schema=SCHEMA,
         id=name,
         version=version,
         precision=precision,  # type: ignore[arg-type]
-        sha256=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
+        sha256=_NOT_HASHED_YET,
+        size_bytes=0,
         licence=licence,
         num_parameters=num_parameters,
         preprocess=PreprocessSpec(
@@ -129,6 +127,17 @@ def write_model(
         metrics=metrics or {},
         interval=interval,
         domain=domain,
+        target=target,  # type: ignore[arg-type]
+    )
+    for key, value in about(manifest).items():
+        graph.metadata_props.add(key=key, value=value)
+    return write_files(graph.SerializeToString(), path, manifest)
+
+
+def write_files(content: bytes, path: Path, manifest: ModelManifest) -> ModelManifest:
+    """Write an artefact and its manifest, which gets the hash and size; each appears whole."""
+    manifest = msgspec.structs.replace(
+        manifest, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content)
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n"
@@ -139,6 +148,32 @@ def write_model(
     return manifest
 
 
+def about(manifest: ModelManifest) -> dict[str, str]:
+    """What a file says of itself, by ``dgiqa.`` keys: its manifest but for hash, size and metrics.
+
+    ``data`` and ``teacher_sha256`` stand there where a step of the history tells them.
+    """
+    told: dict[str, Any] = {
+        "id": manifest.id,
+        "version": manifest.version,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "licence": manifest.licence,
+        "views": manifest.preprocess.views,
+        "normalisation": {"mean": manifest.preprocess.mean, "std": manifest.preprocess.std},
+        "score_mapping": manifest.output.mapping,
+        "calibration": manifest.calibration,
+        "steps": manifest.history,
+    }
+    for key in ("data", "teacher_sha256"):
+        known = [step[key] for step in manifest.history if step.get(key)]
+        told |= {key: known[-1]} if known else {}
+    return {
+        f"dgiqa.{key}": value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        for key, value in told.items()
+    }
+
+
 def write_successor(
     graph: onnx.ModelProto,
     path: Path,
@@ -147,6 +182,7 @@ def write_successor(
     step: dict[str, Any],
     made_by: str,
     precision: str | None = None,
+    target: str | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> ModelManifest:
     """Write what one more step made of a model: all else in its manifest stays true.
@@ -166,7 +202,9 @@ def write_successor(
         history=[*was.history, step],
         mapping=was.output.mapping,
         calibration=was.calibration,
+        licence=was.licence,
         metrics=metrics,
         interval=was.interval,
         domain=was.domain,
+        target=target or was.target,
     )

@@ -134,12 +134,7 @@ def test_the_manifest_is_that_of_the_file(written):
     stored = json.loads(path.with_name("tiny.onnx.json").read_text())
     assert (stored["id"], stored["version"], stored["num_parameters"]) == ("tiny", "1.2.3", 17)
     about = {p.key: p.value for p in onnx.load(path).metadata_props}
-    assert about == {
-        "dgiqa.id": "tiny",
-        "dgiqa.version": "1.2.3",
-        "dgiqa.precision": "fp32",
-        "dgiqa.licence": "Apache-2.0",
-    }
+    assert (about["dgiqa.id"], about["dgiqa.version"]) == ("tiny", "1.2.3")
     assert sorted(p.name for p in path.parent.iterdir()) == ["tiny.onnx", "tiny.onnx.json"]
 
 

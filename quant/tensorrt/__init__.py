@@ -1,0 +1,1 @@
+"""TensorRT: its flavour of INT8, a check of a graph's structure, engines."""

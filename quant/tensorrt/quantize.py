@@ -1,0 +1,198 @@
+"""TensorRT's flavour of INT8: symmetric int8 activations, nothing rounded that a kernel can fuse.
+
+ONNX Runtime's quantiser does the work, told to round what convolutions read and nothing else. The
+operand that skips a block is what its first convolution reads, so that it is rounded too, and the
+addition joins the block's last convolution, as TensorRT fuses it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import NodeProto
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from dgiqa_stream.errors import ModelError
+from quant.calibration import Views
+from quant.calibration_methods import METHODS, Spans
+from quant.correction import correct_head_, outputs_of
+from quant.ptq import Int8StaticConfig, measured_spans, normalised_inputs, trained_spans
+from quant.qat import Ranges
+from quant.tensorrt.graph_view import DEQUANTIZE, GraphView
+from quant.tensorrt.layout import lay_out_
+from quant.tensorrt.rules import check_tensorrt
+
+_LEVELS = 127
+_SMALLEST_SCALE = 1e-8
+
+
+def quantize_for_tensorrt(
+    graph: onnx.ModelProto,
+    config: Int8StaticConfig,
+    calibration: Sequence[Views],
+    *,
+    ranges: Ranges | None = None,
+    measured: Spans | None = None,
+) -> onnx.ModelProto:
+    """The graph with Q/DQ for TensorRT, calibrated on batches of views (uint8, one picture each).
+
+    Of ``config``, ``operators`` and ``reduce_range`` are the CPU's affair and not read here.
+    ``ranges`` are those a model was trained to round to, made symmetric; ``measured`` are spans
+    that were found before. The result passes :func:`~quant.tensorrt.rules.check_tensorrt`; raises
+    :class:`ModelError` naming the node where a graph cannot be made so, and ``ValueError`` for an
+    empty calibration set.
+    """
+    if not calibration:
+        raise ValueError("calibration needs pictures: the set is empty")
+    if config.calibration == "best":
+        chosen, _ = choose_for_tensorrt(graph, config, calibration, ranges=ranges)
+        return quantize_for_tensorrt(graph, chosen, calibration, ranges=ranges)
+    if measured is None and config.calibration != "minmax":
+        method = config.calibration
+        measured = measured_spans(graph, config, calibration, [method])[method]
+    trained = trained_spans(graph, ranges) if ranges is not None else {}
+    spans = (measured or {}) | trained | _input_spans(graph)
+    ready = onnx.ModelProto()
+    ready.CopyFrom(graph)
+    lay_out_(ready)
+    pictures = calibration if measured is None else calibration[:1]
+    quantised = _quantised(ready, config.float_nodes, pictures, spans)
+    own_weights_(lay_out_(quantised))
+    _refuse_unless_sound(quantised, config.float_nodes)
+    if config.correct_head:
+        correct_head_(quantised, graph, calibration)
+    return quantised
+
+
+def choose_for_tensorrt(
+    graph: onnx.ModelProto,
+    config: Int8StaticConfig,
+    calibration: Sequence[Views],
+    *,
+    ranges: Ranges | None = None,
+) -> tuple[Int8StaticConfig, dict[str, float]]:
+    """The settings with the method of least score error, and each method's error.
+
+    As :func:`~quant.ptq.choose_calibration`, for this target: the mean |delta score| in points of
+    0..100 on the calibration pictures. Settings that name a method stay as they are.
+    """
+    if config.calibration != "best":
+        return config, {}
+    spans = measured_spans(graph, config, calibration, METHODS)
+    quality = graph.graph.output[0].name
+    wanted = outputs_of(graph, quality, calibration)
+    tried, errors = {}, {}
+    for method in METHODS:
+        tried[method] = msgspec.structs.replace(config, calibration=method)
+        made = quantize_for_tensorrt(
+            graph, tried[method], calibration, ranges=ranges, measured=spans[method]
+        )
+        found = outputs_of(made, quality, calibration)
+        errors[method] = float(100 * np.abs(found - wanted).mean())
+    return tried[min(METHODS, key=lambda method: errors[method])], errors
+
+
+def _input_spans(graph: onnx.ModelProto) -> Spans:
+    """What normalised pictures can hold: 0 to 255 in 8-bit steps."""
+    return {
+        name: (-mean / std, (255 - mean) / std)
+        for name, (mean, std) in normalised_inputs(graph).items()
+    }
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, batches: Sequence[Views]) -> None:
+        self._batches: Iterator[Views] = iter(batches)
+
+    def get_next(self) -> Views | None:
+        return next(self._batches, None)
+
+
+def _quantised(
+    graph: onnx.ModelProto, float_nodes: Sequence[str], calibration: Sequence[Views], spans: Spans
+) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        source, ready, target = (Path(folder) / n for n in ("f.onnx", "p.onnx", "q.onnx"))
+        onnx.save(graph, source)
+        quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+        quantize_static(
+            str(ready),
+            str(target),
+            _Reader(calibration),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["Conv"],
+            nodes_to_exclude=list(float_nodes),
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": True,
+                "OpTypesToExcludeOutputQuantization": ["Conv"],
+                "QuantizeBias": False,
+                "TensorQuantOverrides": {
+                    name: [_symmetric(low, high)] for name, (low, high) in spans.items()
+                },
+                "WeightSymmetric": True,
+            },
+        )
+        return onnx.load(target)
+
+
+def _symmetric(low: float, high: float) -> dict[str, Any]:
+    """One scale for -127 to 127 that reaches both ends."""
+    scale = max(abs(low), abs(high)) / _LEVELS
+    return {
+        "quant_type": QuantType.QInt8,
+        "scale": np.array(max(scale, _SMALLEST_SCALE), np.float32),
+        "zero_point": np.array(0, np.int8),
+    }
+
+
+def own_weights_(model: onnx.ModelProto) -> None:
+    """Give each reader of stored int8 weights its own DequantizeLinear, in place.
+
+    Views that share a trunk share its weights. The bytes stay stored once; the pattern TensorRT
+    folds into a convolution is a DequantizeLinear that nothing else reads.
+    """
+    view = GraphView(model)
+    nodes: list[NodeProto] = []
+    for node in view.nodes:
+        if node.op_type != DEQUANTIZE or not view.is_constant(node.input[0]):
+            nodes.append(node)
+            continue
+        for number, reader in enumerate(view.readers(node.output[0])):
+            own = NodeProto.FromString(node.SerializeToString())
+            if number:
+                own.name, own.output[0] = f"{node.name}_{number}", f"{node.output[0]}_{number}"
+                place = list(reader.input).index(node.output[0])
+                reader.input[place] = own.output[0]
+            nodes.append(own)
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _refuse_unless_sound(graph: onnx.ModelProto, float_nodes: Sequence[str]) -> None:
+    """Raise for the first rule broken, and say how many there are."""
+    onnx.checker.check_model(graph)
+    found = check_tensorrt(graph, float_nodes=float_nodes)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ModelError(
+            f"{found[0]}{more}: TensorRT would not take or not fuse this graph; "
+            "name a convolution that must stay in float in float_nodes"
+        )
