@@ -51,6 +51,10 @@ class SourceSettings(_Settings, frozen=True):
     """Stop after this much presentation time."""
     deinterlace: Literal["none", "bob"] = "none"
     """``bob``: two progressive pictures of each frame that is flagged as interlaced."""
+    hardware: Annotated[str, msgspec.Meta(pattern=r"^(none|cuda(:\d{1,3})?)$")] = "none"
+    """``cuda`` or ``cuda:N`` decodes there, where it can: software takes what is left."""
+    strict: bool = False
+    """Refuse a stream that ``hardware`` cannot decode."""
 
 
 class ReconnectSettings(_Settings, frozen=True):
@@ -116,8 +120,11 @@ class ModelSettings(_Settings, frozen=True):
     name: str = "student"
     """A shipped model's name or the path of a ``.onnx`` file with its manifest beside it."""
     backend: str = "onnxruntime"
+    """``onnxruntime``, or ``torch`` of the ``gpu`` extra."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    strict: bool = False
+    """Refuse to run where ``auto`` finds no GPU."""
     threads: Threads = 1
     """CPU threads of one inference."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,15 +55,17 @@ class _Raw(NamedTuple):
     quality: float
     spread: float | None
     unfamiliar: float | None
+    flat: bool | None
 
     @classmethod
     def of(cls, outputs: Outputs, n: int) -> _Raw:
         """Those of the frame with that number."""
-        spread, unfamiliar = outputs.spread, outputs.unfamiliar
+        spread, unfamiliar, flat = outputs.spread, outputs.unfamiliar, outputs.flat
         return cls(
             outputs.quality.item(n),
             None if spread is None else spread.item(n),
             None if unfamiliar is None else unfamiliar.item(n),
+            None if flat is None else bool(flat.item(n)),
         )
 
 
@@ -103,19 +105,19 @@ class Scorer:
         return found
 
     def cut(self, pictures: Sequence[Planes], *, crop: Crop | None = None) -> FrameBatch:
-        """The model's views of each picture."""
-        return make_batch(pictures, self._model.manifest.preprocess.views, crop=crop)
+        """The model's views of each picture, as :meth:`infer` takes them."""
+        views = self._model.manifest.preprocess.views
+        cut = getattr(self._backend, "cut", None)  # of a CuttingBackend
+        batch: FrameBatch = (cut or make_batch)(pictures, views, crop=crop)
+        return batch
 
     def infer(self, batch: FrameBatch) -> list[Prediction]:
         """Score views that were cut before."""
         outputs = self._backend.infer(batch)
-        return [
-            self._prediction(_Raw.of(outputs, n), {k: v[n] for k, v in batch.views.items()})
-            for n in range(len(batch))
-        ]
+        return [self._prediction(_Raw.of(outputs, n), batch, n) for n in range(len(batch))]
 
-    def _prediction(self, found: _Raw, views: Mapping[str, NDArray[np.uint8]]) -> Prediction:
-        """What a frame's outputs mean; ``views`` are (height, width, 3) each."""
+    def _prediction(self, found: _Raw, batch: FrameBatch, n: int) -> Prediction:
+        """What the outputs of frame ``n`` of a batch mean."""
         manifest = self._model.manifest
         score = manifest.output.mapping(found.quality)
         interval, reasons = None, list[OutOfDomain]()
@@ -123,7 +125,8 @@ class Scorer:
             interval = manifest.interval.around(score, found.spread)
         if manifest.domain is not None and found.unfamiliar is not None:
             reasons += ["unfamiliar"] if found.unfamiliar > manifest.domain.threshold else []
-            reasons += ["flat"] if is_flat(views.values()) else []
+            if is_flat(v[n] for v in batch.views.values()) if found.flat is None else found.flat:
+                reasons += ["flat"]
         return Prediction(
             score, found.quality, interval, tuple(reasons), found.spread, found.unfamiliar
         )
@@ -152,17 +155,20 @@ def load_scorer(
     device: str = "auto",
     backend: str = "onnxruntime",
     num_threads: int = 1,
+    strict: bool = False,
 ) -> Scorer:
     """Load a model and open it on an engine.
 
     ``model`` is a shipped model's name or the path of a ``.onnx`` file with its manifest beside it;
     ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises :class:`ModelError` (or its
-    :class:`BackendUnavailable`) where that cannot be.
+    :class:`BackendUnavailable`) where that cannot be, or where ``strict`` finds another device
+    than it should be.
     """
     loaded = load_model(model)
-    return Scorer(
-        loaded, open_backend(loaded, backend=backend, device=device, num_threads=num_threads)
+    opened = open_backend(
+        loaded, backend=backend, device=device, num_threads=num_threads, strict=strict
     )
+    return Scorer(loaded, opened)
 
 
 def scorer_of(settings: ModelSettings) -> Scorer:
@@ -172,6 +178,7 @@ def scorer_of(settings: ModelSettings) -> Scorer:
         device=settings.device,
         backend=settings.backend,
         num_threads=settings.threads,
+        strict=settings.strict,
     )
 
 

@@ -159,6 +159,9 @@ class StreamInfo:
     is_live: bool
     container: str
     """FFmpeg's demuxer name, such as ``mpegts``."""
+    decoder: str = "software"
+    """What decodes: ``software``, with the reason in brackets where a device was asked for, or the
+    device, such as ``cuda:0``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,17 @@
-"""Inference engines: the :class:`Backend` protocol and the table they are found in."""
+"""Inference engines: the :class:`Backend` protocol and the table they are found in.
+
+Engines that need torch live in ``plugins``; the table only names them, so that nothing of theirs
+is loaded before it is asked for.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dgiqa_stream.errors import BackendUnavailable, ConfigError
 
@@ -15,11 +20,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dgiqa_stream.manifest import LoadedModel
-    from dgiqa_stream.types import FrameBatch
+    from dgiqa_stream.preprocess import ViewSpec
+    from dgiqa_stream.types import Crop, FrameBatch, Planes
+
+ENTRY_POINT_GROUP = "dgiqa_stream.backends"
+"""Entry points of other packages: a name, and a callable like ``open_model`` of the table's."""
 
 BACKENDS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {  # name: (module with open(), extra that installs it)
+    {  # name: (module with open_model(), extra that installs it)
         "onnxruntime": ("dgiqa_stream.backends._onnxruntime", ""),
+        "torch": ("plugins.torch_gpu.backend", "gpu"),
         "fake": ("dgiqa_stream.backends.fake", ""),
     }
 )
@@ -47,6 +57,8 @@ class Outputs:
     """How uncertain the quality is; None where the manifest names no ``interval``."""
     unfamiliar: NDArray[np.float32] | None = None
     """How unlike the training pictures; None where the manifest names no ``domain``."""
+    flat: NDArray[Any] | None = None
+    """Boolean (N,): whether all views of a frame are of one colour; None: the scorer looks."""
 
 
 class Backend(Protocol):
@@ -63,27 +75,62 @@ class Backend(Protocol):
         """Release the engine; calling twice is fine."""
 
 
+class CuttingBackend(Backend, Protocol):
+    """A backend that cuts the views itself, on its device, once ``infer`` is called."""
+
+    def cut(
+        self, pictures: Sequence[Planes], views: Sequence[ViewSpec], *, crop: Crop | None
+    ) -> FrameBatch:
+        """What :func:`~dgiqa_stream.preprocess.make_batch` is, as a batch for its own ``infer``."""
+
+
+class Opener(Protocol):
+    """What a module of ``BACKENDS`` has as ``open_model``, and what an entry point names."""
+
+    def __call__(self, model: LoadedModel, *, device: str, num_threads: int) -> Backend:
+        """See :func:`open_backend`."""
+
+
 def open_backend(
-    model: LoadedModel, *, backend: str = "onnxruntime", device: str = "auto", num_threads: int = 1
+    model: LoadedModel,
+    *,
+    backend: str = "onnxruntime",
+    device: str = "auto",
+    num_threads: int = 1,
+    strict: bool = False,
 ) -> Backend:
     """Open a model on an engine.
 
     ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``num_threads`` is how many CPU threads
-    one inference may use. Raises :class:`BackendUnavailable` where the engine or device is absent.
+    one inference may use. Raises :class:`BackendUnavailable` where the engine or device is absent
+    and, where it is ``strict``, where something else would run than what ``auto`` is to find.
     """
-    try:
-        module, extra = BACKENDS[backend]
-    except KeyError:
-        raise ConfigError(
-            f"unknown backend {backend!r}; known here: {', '.join(sorted(BACKENDS))}"
-        ) from None
-    try:
-        opened: Backend = importlib.import_module(module).open_model(
-            model, device=device, num_threads=num_threads
+    opened = _opened(model, backend, device, num_threads)
+    status = opened.status
+    if strict and status.reason:
+        opened.close()
+        raise BackendUnavailable(
+            f"{status.requested} would run as {status.active} ({status.reason}), which --strict "
+            "refuses: mend that, name the device, or leave --strict out"
         )
+    return opened
+
+
+def _opened(model: LoadedModel, backend: str, device: str, num_threads: int) -> Backend:
+    module, extra = BACKENDS.get(backend, ("", ""))
+    try:
+        opener: Opener
+        if module:
+            opener = importlib.import_module(module).open_model
+        elif entries := list(entry_points(group=ENTRY_POINT_GROUP, name=backend)):
+            opener = entries[0].load()
+        else:
+            raise ConfigError(
+                f"unknown backend {backend!r}; known here: {', '.join(sorted(BACKENDS))}"
+            )
+        return opener(model, device=device, num_threads=num_threads)
     except ImportError as exc:
         wanted = f"dgiqa-stream[{extra}]" if extra else "dgiqa-stream"
         raise BackendUnavailable(
             f"the {backend} backend needs {exc.name!r}: pip install '{wanted}'"
         ) from exc
-    return opened

@@ -35,6 +35,21 @@ Model = Annotated[
     typer.Option("--model", "-m", envvar="DGIQA_MODEL", help="Shipped name or path of a .onnx."),
 ]
 Device = Annotated[str, typer.Option(envvar="DGIQA_DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Backend = Annotated[
+    str, typer.Option(envvar="DGIQA_BACKEND", help="onnxruntime, or torch of the gpu extra.")
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        envvar="DGIQA_STRICT",
+        help="Refuse to run on the CPU what --device auto or --hardware was to run on a GPU.",
+    ),
+]
+Hardware = Annotated[
+    str | None,
+    typer.Option(envvar="DGIQA_HARDWARE", metavar="cuda[:N]", help="Decode there, where it can."),
+]
 Threads = Annotated[
     int,
     typer.Option(envvar="DGIQA_THREADS", min=1, max=256, help="CPU threads of one inference."),

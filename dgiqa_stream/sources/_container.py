@@ -17,6 +17,7 @@ from dgiqa_stream.sources._pipe import open_named_pipe, open_stdin
 from dgiqa_stream.urls import path_of, redact, scheme_of
 
 if TYPE_CHECKING:
+    from av.codec.hwaccel import HWAccel
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -46,7 +47,12 @@ _logger = logging.getLogger("dgiqa_stream.sources")
 
 
 def open_container(
-    url: str, settings: SourceSettings, patience: Patience, *, pipe: Any = None
+    url: str,
+    settings: SourceSettings,
+    patience: Patience,
+    *,
+    pipe: Any = None,
+    hwaccel: HWAccel | None = None,
 ) -> InputContainer:
     """Open with one deadline for all of it; raises what PyAV raises, or a SourceError."""
     import av
@@ -63,6 +69,7 @@ def open_container(
             format="sdp" if scheme == "sdp" else None,
             container_options=options,
             metadata_errors="replace",
+            hwaccel=hwaccel,
             timeout=cast("tuple[float, float]", (patience, patience)),  # all it needs is float()
         )
         if container.format.name in _TEXT_FORMATS:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from dgiqa_stream.inputs import STILL_SUFFIXES
 from dgiqa_stream.sources import is_still
-from dgiqa_stream.sources._frames import MAX_FPS, upright_size
+from dgiqa_stream.sources._frames import MAX_FPS, stored_format, upright_size
 from dgiqa_stream.types import StreamInfo
 from dgiqa_stream.urls import scheme_of
 
@@ -50,7 +50,7 @@ def describe(
         width=width,
         height=height,
         codec=track.codec_context.name,
-        pix_fmt=first.format.name,
+        pix_fmt=stored_format(first),
         average_fps=_average_fps(track),
         duration_seconds=_duration_seconds(container, track),
         num_frames_from_header=track.frames or None,

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dgiqa_stream.sources._hdr import hdr_tags_of, side_data_of
-from dgiqa_stream.sources._planes import planes_of
+from dgiqa_stream.sources._planes import planes_of, planes_on_device
 from dgiqa_stream.types import Frame, FrameInfo, Planes
 
 if TYPE_CHECKING:
     import av
+
+    from dgiqa_stream.sources._hardware import HardwareDecoder
 
 MAX_FPS = 480
 """Faster is taken for a container's clock that was mistaken for a frame rate (Matroska)."""
@@ -32,8 +34,11 @@ def to_frame(
     corrupt: bool,
     codec_context: Any,
     is_ipt: bool = False,
+    hardware: HardwareDecoder | None = None,
 ) -> Frame:
     """One frame with views of the decoder's memory; ``codec_context`` has tags frames may lack.
+
+    A frame that lies on the device of ``hardware`` has its samples there.
 
     ``is_ipt``: the samples are Dolby Vision's own IPT, whatever the tags say. They are flagged as
     PQ, which they are, and not tone mapped, because they are no colours of BT.2020.
@@ -48,7 +53,7 @@ def to_frame(
         time_base=raw.time_base,
         width=width,
         height=height,
-        pix_fmt=raw.format.name,
+        pix_fmt=stored_format(raw),
         keyframe=raw.key_frame,
         corrupt=corrupt,
         interlaced=raw.interlaced_frame,
@@ -57,10 +62,20 @@ def to_frame(
         discontinuity=jumped,
         received_at_seconds=time.time(),
     )
-    planes = planes_of(raw, rotation=info.rotation)
+    turned = is_mirrored(raw)
+    if hardware is not None and hardware.has(raw):
+        planes = planes_on_device(raw, hardware, rotation=info.rotation, is_mirrored=turned)
+        turned = False
+    else:
+        planes = planes_of(raw, rotation=info.rotation)
     if hdr:
         planes = dataclasses.replace(planes, hdr=hdr)
-    return Frame(unmirrored(planes) if is_mirrored(raw) else planes, info, stream)
+    return Frame(unmirrored(planes) if turned else planes, info, stream)
+
+
+def stored_format(raw: av.VideoFrame) -> str:
+    """FFmpeg's name of the layout of the samples, wherever they lie."""
+    return (raw.sw_format or raw.format).name
 
 
 def upright_turn(raw: av.VideoFrame) -> int:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import av
     from numpy.typing import NDArray
 
+    from dgiqa_stream.sources._hardware import HardwareDecoder
+
 _PLANAR_BITS = {  # planar Y'CbCr and grey formats whose planes are used as they are
     **dict.fromkeys(
         [f"yuv{j}{s}p" for j in ("", "j") for s in ("410", "411", "420", "422", "440", "444")], 8
@@ -67,6 +69,13 @@ def planes_of(frame: av.VideoFrame, *, rotation: int = 0) -> Planes:
     converted.colorspace = frame.colorspace
     converted.color_range = frame.color_range if target != "rgb24" else _FULL_RANGE
     return planes_of(converted, rotation=rotation)
+
+
+def planes_on_device(
+    frame: av.VideoFrame, hardware: HardwareDecoder, *, rotation: int, is_mirrored: bool
+) -> Planes:
+    """The samples of a frame that lies on a device, where they are, with its colour tags."""
+    return hardware.planes_of(frame, rotation=rotation, is_mirrored=is_mirrored, **_tags(frame))
 
 
 def _tags(frame: av.VideoFrame) -> dict[str, Any]:

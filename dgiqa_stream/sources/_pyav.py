@@ -25,6 +25,7 @@ from dgiqa_stream.sources._frames import (
     to_frame,
     upright_size,
 )
+from dgiqa_stream.sources._hardware import decoder_of, hardware_of
 from dgiqa_stream.sources._jpeg import is_cut_short
 from dgiqa_stream.sources._pacing import Pacer, Patience
 from dgiqa_stream.sources._timeline import MPEG_WRAP_SECONDS, Timeline
@@ -74,6 +75,7 @@ class PyavSource:
         self._stop = threading.Event()
         self._errors_in_a_row = 0
         self._frames: Iterator[Frame] = iter(())
+        self._hardware, self._why_software = hardware_of(settings)
         self._open()
         with ExitStack() as on_error:
             on_error.callback(self.close)
@@ -125,7 +127,11 @@ class PyavSource:
 
         try:
             self._container = open_container(
-                self._url, self._settings, self._patience, pipe=self._pipe
+                self._url,
+                self._settings,
+                self._patience,
+                pipe=self._pipe,
+                hwaccel=self._hardware.hwaccel() if self._hardware else None,
             )
         except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as exc:
             raise self._explain(exc) from exc
@@ -169,6 +175,9 @@ class PyavSource:
         )
         self._average_fps = info.average_fps
         self._is_ipt = is_ipt(self._container, self._track, shown=self._shown)
+        why = self._why_software or f"it cannot decode {info.codec} of {info.pix_fmt}"
+        decoder = decoder_of(self._settings, self._hardware, first, why=why, shown=self._shown)
+        info = dataclasses.replace(info, decoder=decoder)
         self._bobs = self._settings.deinterlace == "bob" and not is_still(info)
         return bobbed_info(info) if self._bobs and first.interlaced_frame else info
 
@@ -344,4 +353,5 @@ class PyavSource:
             corrupt=corrupt,
             codec_context=self._track.codec_context,
             is_ipt=self._is_ipt,
+            hardware=self._hardware,
         )

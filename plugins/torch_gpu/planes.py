@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,29 +71,53 @@ class TorchPlanes:
         shapes = tuple(tuple(t.shape) for t in self.tensors)
         return shapes, self.bit_depth, self.rotation, self.hdr, self.device
 
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> TorchPlanes:
+        """The same picture of changed tensors."""
+        return dataclasses.replace(self, tensors=tuple(change(t) for t in self.tensors))
+
+    def to(self, device: torch.device) -> TorchPlanes:
+        """On a device; the copy is not waited for where the samples are page-locked."""
+        if device == self.device:
+            return self
+        return self.with_tensors(lambda t: t.to(device, non_blocking=True))
+
     @property
     def num_bytes(self) -> int:
         """Of all samples, padding left out."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
     @property
-    def samples(self) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], ...]:
-        """Those of :class:`~dgiqa_stream.types.Planes`; copied from the device at each call."""
-        arrays: list[NDArray[Any]] = [t.cpu().numpy() for t in self.tensors]
-        if len(arrays) == 2:
-            arrays = [arrays[0], arrays[1][..., 0], arrays[1][..., 1]]
-        return tuple(arrays)
+    def samples(self) -> Sequence[NDArray[np.uint8] | NDArray[np.uint16]]:
+        """Those of :class:`~dgiqa_stream.types.Planes`; each is copied when it is asked for."""
+        return _Samples(self.tensors)
 
     def on_cpu(self) -> Planes:
         """The same picture for what cannot read tensors."""
         return Planes(
-            self.samples,
+            tuple(self.samples),
             matrix=self.matrix,
             full_range=self.full_range,
             bit_depth=self.bit_depth,
             rotation=self.rotation,
             hdr=self.hdr,
         )
+
+
+class _Samples(Sequence[Any]):
+    """Planes as arrays, one by one: who wants luma alone does not wait for chroma."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self._tensors = tensors
+        if len(tensors) == 2:
+            self._tensors = (tensors[0], tensors[1][..., 0], tensors[1][..., 1])
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(t.cpu().numpy() for t in self._tensors[index])
+        return self._tensors[index].cpu().numpy()
 
 
 def tensors_of(planes: Planes) -> TorchPlanes:

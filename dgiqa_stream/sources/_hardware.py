@@ -1,0 +1,93 @@
+"""Decoding on a device: what a plugin brings for it, and when software decodes all the same."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
+
+from dgiqa_stream.errors import SourceUnsupported
+
+if TYPE_CHECKING:
+    import av
+    from av.codec.hwaccel import HWAccel
+
+    from dgiqa_stream.config import SourceSettings
+    from dgiqa_stream.types import ColorMatrix, Planes
+
+_logger = logging.getLogger("dgiqa_stream.sources")
+
+DECODERS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {  # kind of device: (module with open_decoder(), extra that installs it)
+        "cuda": ("plugins.torch_gpu.decoding", "gpu"),
+    }
+)
+
+
+class HardwareDecoder(Protocol):
+    """Decoding on one device, for any number of sources."""
+
+    @property
+    def name(self) -> str:
+        """The device, such as ``cuda:0``."""
+
+    def why_not(self) -> str:
+        """Empty where the device can be used; else why it cannot."""
+
+    def hwaccel(self) -> HWAccel | None:
+        """For one container; frames it cannot decode come from software."""
+
+    def has(self, frame: av.VideoFrame) -> bool:
+        """Whether a decoded frame lies on the device."""
+
+    def planes_of(
+        self,
+        frame: av.VideoFrame,
+        *,
+        rotation: int,
+        is_mirrored: bool,
+        matrix: ColorMatrix,
+        full_range: bool,
+    ) -> Planes:
+        """The samples of a frame that lies on the device, where they are."""
+
+
+def hardware_of(settings: SourceSettings) -> tuple[HardwareDecoder | None, str]:
+    """The device that is to decode, and why it is none where one was asked for."""
+    if settings.hardware == "none":
+        return None, ""
+    if settings.deinterlace == "bob":
+        return None, "deinterlacing needs frames in memory"
+    module, extra = DECODERS[settings.hardware.partition(":")[0]]
+    try:
+        decoder: HardwareDecoder = importlib.import_module(module).open_decoder(settings.hardware)
+    except ImportError as exc:
+        return None, f"it needs {exc.name!r}: pip install 'dgiqa-stream[{extra}]'"
+    reason = decoder.why_not()
+    return (None, reason) if reason else (decoder, "")
+
+
+def decoder_of(
+    settings: SourceSettings,
+    hardware: HardwareDecoder | None,
+    first: av.VideoFrame,
+    *,
+    why: str,
+    shown: str,
+) -> str:
+    """What really decoded the first frame: ``StreamInfo.decoder``.
+
+    Where that is software and a device was asked for, tells ``why``; where the settings are
+    strict, raises :class:`~dgiqa_stream.errors.SourceUnsupported`.
+    """
+    if settings.hardware == "none":
+        return "software"
+    if hardware is not None and hardware.has(first):
+        return hardware.name
+    told = f"{shown}: is not decoded on {settings.hardware}: {why}"
+    if settings.strict:
+        raise SourceUnsupported(f"{told}; leave --strict out to decode in software")
+    _logger.warning("%s; software decodes it", told)
+    return f"software ({why})"

@@ -1,0 +1,287 @@
+"""The torch backend: views cut and scored on one device, frames of all callers in shared batches.
+
+The runtime's name for it is ``torch``; see :func:`open_model`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgiqa_stream.backends import BackendStatus, Outputs
+from dgiqa_stream.errors import ModelError
+from dgiqa_stream.preprocess import make_batch, stored_region
+from plugins.torch_gpu.batching import Batcher
+from plugins.torch_gpu.devices import device_of
+from plugins.torch_gpu.engine import Engine
+from plugins.torch_gpu.network import OnnxNetwork
+from plugins.torch_gpu.planes import TorchPlanes, tensors_of
+from plugins.torch_gpu.service import BatchService, ServiceStatistics
+from plugins.torch_gpu.views import cut_views
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dgiqa_stream.manifest import LoadedModel, ModelManifest
+    from dgiqa_stream.preprocess import ViewSpec
+    from dgiqa_stream.types import Crop, FrameBatch, Planes
+
+Precision = Literal["fp32", "fp16", "bf16"]
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_FLAT_STEPS = 2.0  # dgiqa_stream.scorer.FLAT_STEPS, which a test keeps equal
+MAX_BATCH = 64
+BUDGET_SECONDS = 0.005
+"""How long a frame waits for others to share its batch, at most."""
+
+
+def open_model(
+    model: LoadedModel,
+    *,
+    device: str,
+    num_threads: int,
+    precision: Precision | None = None,
+    max_batch: int = MAX_BATCH,
+    budget_seconds: float = BUDGET_SECONDS,
+) -> TorchBackend:
+    """Open a model; ``precision`` is FP32 on a CPU and FP16 on a GPU unless it is given.
+
+    Raises :class:`ModelError` where the file is no model of this project's, and its
+    :class:`BackendUnavailable` where the device cannot be used.
+    """
+    where, reason = device_of(device)
+    chosen: Precision = precision or ("fp16" if where.type == "cuda" else "fp32")
+    if where.type == "cpu":
+        torch.set_num_threads(num_threads)
+    status = BackendStatus(f"torch:{device}", f"torch:{where} {chosen}", reason)
+    try:
+        network = OnnxNetwork(model.path, dtype=_DTYPES[chosen])
+        shapes = {view.name: view.shape for view in model.manifest.preprocess.views}
+        _check_inputs(network, shapes, model)
+        engine = Engine(network, shapes, where, max_batch=max_batch)
+    except ModelError:
+        raise
+    except Exception as exc:  # a file of another kind, or too little memory for it
+        raise ModelError(
+            f"{model.path.name} cannot be opened by torch {torch.__version__}: "
+            f"{' '.join(str(exc).split())[:200]}. Export it again with `dgiqa-quant export`, or "
+            "use --backend onnxruntime"
+        ) from exc
+    backend = TorchBackend(engine, model, status, max_batch, budget_seconds)
+    try:
+        backend.check()
+    except BaseException:
+        backend.close()
+        raise
+    return backend
+
+
+def _check_inputs(
+    network: OnnxNetwork, shapes: Mapping[str, tuple[int, int, int]], model: LoadedModel
+) -> None:
+    if network.input_shapes != shapes:
+        raise ModelError(
+            f"{model.path.name} takes {network.input_shapes}, its manifest says {shapes}: "
+            "they belong to different models; export both again with `dgiqa-quant export`"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """What is scored of one frame: its views, or the planes that they are yet to be cut from."""
+
+    views: Mapping[str, Tensor] | None = None
+    planes: TorchPlanes | None = None
+    crop: Crop | None = None
+
+
+class Pictures:
+    """A batch whose views are cut later, on the device, together with those of other callers.
+
+    It is what :class:`~dgiqa_stream.types.FrameBatch` is; ``views`` are cut on the CPU for whoever
+    asks for them.
+    """
+
+    def __init__(
+        self, planes: Sequence[TorchPlanes], views: Sequence[ViewSpec], crop: Crop | None
+    ) -> None:
+        """Raises ``ValueError`` where the crop leaves less than 8 pixels of a side."""
+        for picture in planes:
+            stored_region(cast("Planes", picture), crop)
+        self.planes, self.crop, self._specs = tuple(planes), crop, tuple(views)
+
+    @cached_property
+    def views(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Name to uint8 (N, height, width, 3)."""
+        return make_batch([p.on_cpu() for p in self.planes], self._specs, crop=self.crop).views
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return len(self.planes)
+
+
+class TorchBackend:
+    """An opened model; callers of several threads share batches.
+
+    Frames of one thread are taken for one stream: turns go round between threads.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: LoadedModel,
+        status: BackendStatus,
+        max_batch: int,
+        budget_seconds: float,
+    ) -> None:
+        """Take an engine that nobody else uses."""
+        self._engine, self._model, self._status = engine, model, status
+        self._specs = tuple(model.manifest.preprocess.views)
+        self._fields = _fields_of(model.manifest)
+        self._service: BatchService[_Piece, dict[str, float]] = BatchService(
+            self._run,
+            Batcher(max_batch=max_batch, budget_seconds=budget_seconds),
+            is_too_large=lambda exc: isinstance(exc, torch.cuda.OutOfMemoryError),
+            name="torch batches",
+        )
+
+    @property
+    def status(self) -> BackendStatus:
+        """What is really running."""
+        return self._status
+
+    def statistics(self) -> ServiceStatistics:
+        """Batches, waiting times and failures so far."""
+        return self._service.statistics()
+
+    def check(self) -> None:
+        """Score a black frame; raises :class:`ModelError` where graph and manifest disagree."""
+        views = {v.name: np.zeros((1, *v.shape), np.uint8) for v in self._specs}
+        try:
+            self.infer(cast("FrameBatch", _Views(views)))
+        except (KeyError, RuntimeError, ValueError) as exc:
+            raise ModelError(
+                f"{self._model.path.name} does not take or give what its manifest says "
+                f"({' '.join(str(exc).split())[:120]}): they belong to different models; export "
+                "both again with `dgiqa-quant export`"
+            ) from exc
+
+    def cut(
+        self, pictures: Sequence[Planes], views: Sequence[ViewSpec], *, crop: Crop | None
+    ) -> FrameBatch:
+        """See :class:`~dgiqa_stream.backends.CuttingBackend`: nothing is cut before ``infer``.
+
+        Planes of the CPU are copied to page-locked memory here, in the caller's thread.
+        """
+        ready = [self._ready(picture) for picture in pictures]
+        return cast("FrameBatch", Pictures(ready, views, crop))
+
+    def _ready(self, picture: Planes | TorchPlanes) -> TorchPlanes:
+        planes = picture if isinstance(picture, TorchPlanes) else tensors_of(picture)
+        is_pinned = self._engine.device.type == "cuda" and planes.device.type == "cpu"
+        return planes.with_tensors(lambda t: t.contiguous().pin_memory()) if is_pinned else planes
+
+    def infer(self, batch: FrameBatch) -> Outputs:
+        """See :class:`~dgiqa_stream.backends.Backend`; waits for a batch that others share."""
+        futures = self._service.submit(threading.get_ident(), list(_pieces(batch)))
+        found = [_result(future) for future in futures]
+        columns = {
+            field: np.array([one[name] for one in found], np.float32)
+            for field, name in self._fields.items()
+        }
+        for field, numbers in columns.items():
+            if not np.isfinite(numbers).all():
+                raise ModelError(
+                    f"the model gave {numbers.tolist()} as {self._fields[field]!r}: not a number "
+                    "for every frame"
+                )
+        has_flat = self._model.manifest.domain is not None
+        flat = np.array([one["flat"] for one in found], np.bool_) if has_flat else None
+        return Outputs(**columns, flat=flat)
+
+    def close(self) -> None:
+        """End the thread and drop the engine; calling twice is fine."""
+        self._service.close()
+        self._engine.close()
+
+    # In the service's thread ---------------------------------------------------------------------
+
+    def _run(self, pieces: Sequence[_Piece]) -> list[dict[str, float]]:
+        """Score one batch; each frame's outputs by name, and whether it is flat."""
+        stream = self._engine.stream
+        with torch.cuda.stream(stream) if stream else nullcontext(), torch.inference_mode():
+            if stream:  # where the decoder writes
+                stream.wait_stream(torch.cuda.default_stream(self._engine.device))
+            views = self._views_of(pieces)
+            found: dict[str, Any] = dict(self._engine.run(views))
+            if self._model.manifest.domain:
+                found["flat"] = self._flat(views)
+        return [{k: float(v[n]) for k, v in found.items()} for n in range(len(pieces))]
+
+    def _views_of(self, pieces: Sequence[_Piece]) -> Mapping[str, Tensor]:
+        """All views on the device, cut where they have to be: (N, height, width, 3) each."""
+        device, numbers = self._engine.device, range(len(pieces))
+        uncut = [n for n in numbers if pieces[n].planes is not None]
+        cut: Mapping[str, Tensor] = {}
+        if uncut:
+            planes = [cast("TorchPlanes", pieces[n].planes).to(device) for n in uncut]
+            cut = cut_views(planes, self._specs, crops=[pieces[n].crop for n in uncut])
+        if len(uncut) == len(pieces):
+            return cut
+        rows: list[dict[str, Tensor]] = [
+            {name: view.to(device, non_blocking=True) for name, view in (p.views or {}).items()}
+            for p in pieces
+        ]
+        for place, n in enumerate(uncut):
+            rows[n] = {name: view[place] for name, view in cut.items()}
+        return {spec.name: torch.stack([row[spec.name] for row in rows]) for spec in self._specs}
+
+    def _flat(self, views: Mapping[str, Tensor]) -> list[bool]:
+        """Whether every view of a frame is of one colour; see ``dgiqa_stream.scorer.is_flat``."""
+        deviations = [v.float().std((1, 2), correction=0).amax(1) for v in views.values()]  # (N,)
+        flat: list[bool] = (torch.stack(deviations).amax(0) <= _FLAT_STEPS).tolist()
+        return flat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Views:
+    views: Mapping[str, NDArray[np.uint8]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.views.values())))
+
+
+def _fields_of(manifest: ModelManifest) -> dict[str, str]:
+    """Field of :class:`Outputs` to the graph's name for it, as far as the model has them."""
+    specs = {"spread": manifest.interval, "unfamiliar": manifest.domain}
+    more = {field: spec.output for field, spec in specs.items() if spec is not None}
+    return {"quality": manifest.output.name, **more}
+
+
+def _pieces(batch: FrameBatch | Pictures) -> list[_Piece]:
+    if isinstance(batch, Pictures):
+        return [_Piece(planes=planes, crop=batch.crop) for planes in batch.planes]
+    tensors = {name: torch.from_numpy(view) for name, view in batch.views.items()}
+    return [_Piece({k: v[n] for k, v in tensors.items()}) for n in range(len(batch))]
+
+
+def _result(future: Future[dict[str, float]]) -> dict[str, float]:
+    """What the batch came to; raises :class:`ModelError` for a device that fails."""
+    try:
+        return future.result()
+    except torch.cuda.OutOfMemoryError as exc:
+        raise ModelError(f"inference failed: {_line(exc)}") from exc
+    except RuntimeError as exc:  # of torch: a device that went away, say
+        raise ModelError(f"inference failed: {_line(exc)}") from exc
+
+
+def _line(exc: BaseException) -> str:
+    return " ".join(str(exc).split())

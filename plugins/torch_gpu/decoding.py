@@ -1,0 +1,113 @@
+"""Frames that NVDEC decodes and that stay in GPU memory, as tensors without a copy.
+
+FFmpeg decodes in the primary CUDA context, which is torch's, too: one context for all streams.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from dgiqa_stream.types import ColorMatrix, Planes
+from plugins.torch_gpu.planes import TorchPlanes
+
+if TYPE_CHECKING:
+    import av
+    from av.codec.hwaccel import HWAccel
+
+_DEEP = ("p010le", "p016le")  # the value at the top of each word: a bit depth of 16
+_PROBED_CODEC = "h264"  # which every NVDEC decodes
+
+
+def open_decoder(device: str) -> CudaDecoder:
+    """The decoder of ``cuda`` or ``cuda:N``."""
+    return CudaDecoder(int(re.fullmatch(r"cuda(?::(\d+))?", device)[1] or 0))  # type: ignore[index]
+
+
+@dataclass(frozen=True, slots=True)
+class CudaDecoder:
+    """See :class:`dgiqa_stream.sources._hardware.HardwareDecoder`."""
+
+    number: int
+    """Of the CUDA device."""
+
+    @property
+    def name(self) -> str:
+        """``cuda:N``."""
+        return f"cuda:{self.number}"
+
+    def why_not(self) -> str:
+        """Empty where FFmpeg and torch can both use the device; asked once per process."""
+        return _why_not(self.number)
+
+    def hwaccel(self) -> HWAccel:
+        """Frames that the device cannot decode come from software, stream by stream."""
+        from av.codec.hwaccel import HWAccel
+
+        return HWAccel(
+            "cuda", device=str(self.number), allow_software_fallback=True, is_hw_owned=True
+        )
+
+    def has(self, frame: av.VideoFrame) -> bool:
+        """Whether NVDEC decoded it."""
+        return frame.format.name == "cuda"
+
+    def planes_of(
+        self,
+        frame: av.VideoFrame,
+        *,
+        rotation: int,
+        is_mirrored: bool,
+        matrix: ColorMatrix,
+        full_range: bool,
+    ) -> Planes:
+        """Its samples where they are; the tensors keep the decoder's surface until they go."""
+        planes = planes_of_frame(
+            frame,
+            rotation=rotation,
+            is_mirrored=is_mirrored,
+            matrix=matrix,
+            full_range=full_range,
+        )
+        return cast(Planes, planes)
+
+
+def planes_of_frame(frame: av.VideoFrame, *, is_mirrored: bool, **tags: Any) -> TorchPlanes:
+    """NV12 and P010 as DLPack hands them over, on whatever device they lie.
+
+    Of a picture with odd sides the last line or column is left out, because its chroma is.
+    """
+    layout = (frame.sw_format or frame.format).name
+    luma, chroma = (_tensor(plane) for plane in (frame.planes[0], frame.planes[1]))
+    luma = luma[: 2 * chroma.shape[0], : 2 * chroma.shape[1]]
+    if is_mirrored:
+        luma, chroma = luma.flip(0), chroma.flip(0)
+    return TorchPlanes((luma, chroma), bit_depth=16 if layout in _DEEP else 8, **tags)
+
+
+def _tensor(plane: Any) -> Tensor:
+    """One plane: uint8 or uint16 (H, W) or (h, w, 2)."""
+    return torch.utils.dlpack.from_dlpack(plane.__dlpack__())
+
+
+@lru_cache(maxsize=16)
+def _why_not(number: int) -> str:
+    import av
+    from av.codec.hwaccel import HWAccel, hwdevices_available
+
+    from plugins.torch_gpu.devices import why_no_cuda
+
+    if "cuda" not in hwdevices_available():
+        return "this FFmpeg is built without CUDA"
+    try:
+        accelerator = HWAccel("cuda", device=str(number), is_hw_owned=True)
+        accelerator.create(av.Codec(_PROBED_CODEC, "r"))
+    except (av.error.FFmpegError, NotImplementedError, RuntimeError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        return f"FFmpeg cannot use CUDA device {number} ({reason}): is there a driver?"
+    return why_no_cuda()

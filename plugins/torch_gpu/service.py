@@ -1,0 +1,147 @@
+"""The thread that runs batches: the only owner of threads in this package."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from dgiqa_stream.errors import ModelError
+from plugins.torch_gpu.batching import (
+    Batcher,
+    BatchStatistics,
+    Percentiles,
+    Waiting,
+    percentiles_of,
+)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_Pair = Waiting[tuple[Item, Future[Result]]]
+
+_NUM_REMEMBERED = 4096
+_SHORTEST_WAIT_SECONDS = 1e-4
+_CLOSED = "the model is closed: open it again"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatistics:
+    """What the service has done so far."""
+
+    batches: BatchStatistics
+    answered: Percentiles
+    """From a frame's arrival until its result was there."""
+    num_failed: int
+    """Frames whose batch raised."""
+    num_shrunk: int
+    """How often the largest batch was halved, because memory ran out."""
+    max_batch: int
+    """The largest batch now."""
+
+
+class BatchService(Generic[Item, Result]):
+    """Runs items that many threads give it, in batches, in one thread of its own.
+
+    ``run`` gets a batch and returns a result for each item. Where it raises what ``is_too_large``
+    knows, the largest batch is halved and the same items run in two parts; anything else it raises
+    is what each item of the batch comes to, and the next batch runs.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Sequence[Result]],
+        batcher: Batcher[tuple[Item, Future[Result]]],
+        *,
+        is_too_large: Callable[[BaseException], bool] = lambda exc: False,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "batches",
+    ) -> None:
+        """The thread starts at once and ends with :meth:`close`."""
+        self._run, self._batcher, self._is_too_large = run, batcher, is_too_large
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._answered: deque[float] = deque(maxlen=_NUM_REMEMBERED)
+        self._num_failed = self._num_shrunk = 0
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, stream: Hashable, items: Sequence[Item]) -> list[Future[Result]]:
+        """Give items of one stream; each future has its item's result, in whatever batch it ran."""
+        pairs: list[tuple[Item, Future[Result]]] = [(item, Future()) for item in items]
+        with self._changed:
+            if self._is_closed:
+                raise ModelError(_CLOSED)
+            now = self._clock()
+            for pair in pairs:
+                self._batcher.add(stream, pair, now)
+            self._changed.notify()
+        return [future for _, future in pairs]
+
+    def statistics(self) -> ServiceStatistics:
+        """Counts and latencies, taken at one moment."""
+        with self._changed:
+            return ServiceStatistics(
+                self._batcher.statistics(self._clock()),
+                percentiles_of(self._answered),
+                self._num_failed,
+                self._num_shrunk,
+                self._batcher.max_batch,
+            )
+
+    def close(self) -> None:
+        """End the thread after the batch that runs; what waits is refused. Twice is fine."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while batch := self._next():
+            self._answer(batch)
+        for waiting in self._batcher.clear():
+            waiting.item[1].set_exception(ModelError(_CLOSED))
+
+    def _next(self) -> Sequence[_Pair[Item, Result]]:
+        """The batch that is due, waited for; empty at the end."""
+        with self._changed:
+            while not self._is_closed:
+                now = self._clock()
+                if batch := self._batcher.take(now):
+                    return batch
+                due = self._batcher.due_seconds(now)
+                self._changed.wait(None if due is None else max(due - now, _SHORTEST_WAIT_SECONDS))
+        return ()
+
+    def _answer(self, batch: Sequence[_Pair[Item, Result]]) -> None:
+        """Run a batch and give each of its futures what it came to."""
+        try:
+            results = self._run([waiting.item[0] for waiting in batch])
+        except BaseException as exc:  # noqa: BLE001 - told to those who wait for it
+            if len(batch) > 1 and self._is_too_large(exc):
+                self._shrink(len(batch))
+                middle = len(batch) // 2
+                self._answer(batch[:middle])
+                self._answer(batch[middle:])
+                return
+            with self._changed:
+                self._num_failed += len(batch)
+            for waiting in batch:
+                waiting.item[1].set_exception(exc)
+            return
+        now = self._clock()
+        with self._changed:
+            self._answered.extend(now - waiting.added_seconds for waiting in batch)
+        for waiting, result in zip(batch, results, strict=True):
+            waiting.item[1].set_result(result)
+
+    def _shrink(self, num_items: int) -> None:
+        with self._changed:
+            self._batcher.max_batch = min(self._batcher.max_batch, max(1, num_items // 2))
+            self._num_shrunk += 1
