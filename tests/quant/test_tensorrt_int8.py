@@ -102,7 +102,7 @@ def test_trained_ranges_are_made_symmetric(tiny, batches):
 
 
 def test_views_share_bytes_and_not_their_dequantisation(quantised):
-    """Weights are stored once for both views; each convolution has a DequantizeLinear of its own."""
+    """Weights are stored once for both views; each convolution dequantises them for itself."""
     view = GraphView(quantised)
     makers = [view.maker(n.input[1]) for n in view.of_kind("Conv")]
     assert len({m.output[0] for m in makers}) == 8
@@ -151,7 +151,7 @@ def test_an_unsupported_operator_is_one_line(batches):
     """A kind of node that TensorRT imports not is an error that names the node and the kind."""
     graph = tiny_graph()
     next(n for n in graph.graph.node if n.name == "hidden_relu").op_type = "Hardmax"
-    with pytest.raises(ModelError, match="^hidden_relu: TensorRT imports no Hardmax") as caught:
+    with pytest.raises(ModelError, match=r"^hidden_relu: TensorRT imports no Hardmax") as caught:
         quantize_for_tensorrt(graph, PLAIN, batches[:2])
     assert "\n" not in str(caught.value)
 
