@@ -16,7 +16,9 @@ from distill.say import say
 from quant.gpu_commands import check_tensorrt, engine, half, program
 from quant.low_rank.command import factorize
 from quant.proof.commands.check import check
+from quant.proof.commands.compress import compress
 from quant.proof.commands.report import report
+from quant.proof.commands.search import search
 from quant.sure_command import sure
 
 if TYPE_CHECKING:
@@ -293,7 +295,9 @@ app.command()(program)
 app.command()(check_tensorrt)
 app.command()(engine)
 app.command()(check)
+app.command()(compress)
 app.command()(report)
+app.command()(search)
 
 
 def main() -> None:

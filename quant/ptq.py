@@ -173,7 +173,8 @@ def choose_calibration(
     spans = measured_spans(graph, config, calibration, METHODS)
     quality = graph.graph.output[0].name
     wanted = outputs_of(graph, quality, calibration)
-    tried, errors = {}, {}
+    tried: dict[Method, Int8StaticConfig] = {}
+    errors: dict[str, float] = {}
     for method in METHODS:
         tried[method] = msgspec.structs.replace(config, calibration=method)
         made = quantize_onnx(

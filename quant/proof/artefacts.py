@@ -56,6 +56,8 @@ OPENERS: Mapping[str, str] = MappingProxyType(
     {  # suffix: module with open_artefact(path, settings)
         ".onnx": "quant.proof.onnx_artefact",
         ".pt": "quant.proof.commands.torch_artefact",
+        ".safetensors": "quant.proof.commands.torch_artefact",
+        ".pt2": "quant.proof.program_artefact",
         ".engine": "quant.proof.engine_artefact",
         ".plan": "quant.proof.engine_artefact",
     }

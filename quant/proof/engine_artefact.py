@@ -1,4 +1,4 @@
-"""A TensorRT engine, where there is TensorRT and a GPU of the kind it was built for."""
+"""A TensorRT engine: told apart, and refused with what to do instead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from quant.proof.artefacts import Artefact, TorchSettings
 
 
 def open_artefact(path: Path, _settings: TorchSettings) -> Artefact:
-    """Raises :class:`BackendUnavailable` where engines cannot run."""
+    """Raises :class:`BackendUnavailable`: nothing here runs an engine yet."""
     if importlib.util.find_spec("tensorrt") is None:
         raise BackendUnavailable(
             f"{path.name} is a TensorRT engine and TensorRT is not installed: pip install tensorrt "

@@ -11,21 +11,22 @@ import torch
 from dgiqa_stream.errors import ConfigError
 from dgiqa_stream.preprocess import make_batch
 from dgiqa_stream.types import Planes
-from distill.models.student import Deployed, load_student
+from distill.models.student import Deployed
+from quant.low_rank.student import open_student
 from quant.proof.agreement import Scores
 from quant.proof.artefacts import Artefact, TorchSettings, sha256_of
 from quant.qat import snap_weights_
 
 
 def open_artefact(path: Path, settings: TorchSettings) -> Artefact:
-    """The student of a ``best.pt``.
+    """The student of a ``best.pt``, or of what ``factorize`` wrote.
 
     Raises :class:`ConfigError` without its views and :class:`ModelError` for other files.
     """
     views = settings.views
     if views is None:
         raise ConfigError(f"{path.name} does not tell its views: add --recipe, of its training")
-    model = Deployed(load_student(path)).eval()
+    model = Deployed(open_student(path)[0]).eval()
     if settings.snap_weights:
         snap_weights_(model)
 
