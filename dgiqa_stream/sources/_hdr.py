@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,13 +62,28 @@ def side_data_of(frame: av.VideoFrame, kind: str) -> bytes | None:
     """A frame's side data by PyAV's name of its kind, where it has it."""
     from av.sidedata.sidedata import SideDataContainer
 
-    try:
-        # Not frame.side_data: the frame would hold what holds the frame, until the collector comes.
-        container: Any = SideDataContainer
-        found = container(frame).get(kind)
-    except ValueError:  # PyAV 18.1 trips over kinds that it does not know, as a photo's EXIF
-        return None
+    _let_unknown_kinds_pass()
+    # Not frame.side_data: the frame would hold what holds the frame, until the collector comes.
+    container: Any = SideDataContainer
+    found = container(frame).get(kind)
     return None if found is None else bytes(found)
+
+
+@functools.cache
+def _let_unknown_kinds_pass() -> None:
+    """Have PyAV read a frame's side data though one kind of it is none that it has a name for.
+
+    PyAV 18.1 refuses all of it then, as for a photo with EXIF: whether it is mirrored would be lost.
+    """
+    from av.sidedata.sidedata import Type
+
+    def unnamed(kinds: Any, value: object) -> Any:
+        kind = object.__new__(kinds)
+        kind._name_, kind._value_ = f"UNKNOWN_{value}", value
+        return kind
+
+    kinds: Any = Type
+    kinds._missing_ = classmethod(unnamed)
 
 
 def _tagged(frame: av.VideoFrame, codec_context: Any, name: str) -> Any:
