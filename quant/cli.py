@@ -55,11 +55,18 @@ def export(
     snap_weights: Annotated[
         bool, typer.Option("--snap-weights", help="Weights of a `qat` run, on INT8's grid.")
     ] = False,
+    data: Annotated[
+        list[str] | None, typer.Option(help="A set it was trained on, to be told in the file.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Its teacher, whose hash is to be told in the file.")
+    ] = None,
 ) -> None:
     """Write the float model as ONNX with its manifest."""
     import msgspec
     import torch
 
+    from distill.data.shards import sha256_of
     from distill.models.student import Deployed
     from distill.models.trunks import INPUT_MEAN, INPUT_STD
     from distill.recipe import load_recipe
@@ -91,6 +98,8 @@ def export(
                 "step": "export",
                 "snap_weights": snap_weights,
                 "torch": str(torch.__version__),
+                **({"data": data} if data else {}),
+                **({"teacher_sha256": sha256_of(teacher)} if teacher else {}),
             },
         ],
     )

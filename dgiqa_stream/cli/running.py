@@ -27,8 +27,10 @@ EXTRAS_WITH: Mapping[str, Sequence[str]] = MappingProxyType(
         "safetensors": ("teacher",),
         "scipy": ("train", "shards"),
         "ssimulacra2": ("shards",),
+        "tensorrt": ("tensorrt",),
         "timm": ("teacher",),
         "torch": ("train", "quant", "teacher", "shards"),
+        "torch_tensorrt": ("tensorrt",),
         "torchvision": ("teacher",),
         "transformers": ("teacher",),
     }

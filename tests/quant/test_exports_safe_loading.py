@@ -1,0 +1,88 @@
+"""No file from outside is unpickled: every loader in the source says so."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+PACKAGES = ("dgiqa_stream", "distill", "quant", "plugins", "benchmarks")
+UNSAFE = {
+    "pickle": {"load", "loads", "Unpickler"},
+    "dill": {"load", "loads"},
+    "joblib": {"load"},
+    "marshal": {"load", "loads"},
+    "shelve": {"open"},
+    "pandas": {"read_pickle"},
+    "torch.jit": {"load"},
+    "yaml": {"load", "unsafe_load"},
+}
+TORCH_EXPORT = "quant/export_program.py"
+"""The one place that may ask torch for a program: it looks for pickles first."""
+
+
+def unsafe_calls(source: str) -> Iterator[str]:
+    """Each call that could unpickle what a file holds, as it is written."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        module, name = ast.unparse(node.func.value), node.func.attr
+        words = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if (module, name) == ("torch", "load") and words.get("weights_only") != "True":
+            yield ast.unparse(node)
+        if name == "load" and module in ("np", "numpy") and words.get("allow_pickle") == "True":
+            yield ast.unparse(node)
+        if (module, name) == ("torch.export", "load") or name in UNSAFE.get(module, ()):
+            yield ast.unparse(node)
+
+
+def files() -> list[Path]:
+    """Every module of the packages that are here."""
+    return [p for name in PACKAGES for p in sorted((TOP / name).rglob("*.py"))]
+
+
+def test_nothing_is_unpickled():
+    """In all packages every torch.load has ``weights_only=True``, no array may hold objects, and
+    no module that unpickles is asked, but where a program is read after a look for pickles.
+    """
+    found = {
+        str(path.relative_to(TOP)): calls
+        for path in files()
+        if (calls := list(unsafe_calls(path.read_text(encoding="utf-8"))))
+    }
+    assert found.pop(TORCH_EXPORT) == ["torch.export.load(path)"]
+    assert found == {}
+
+
+def test_loaders_are_there_to_be_looked_at():
+    """The search sees files: at least three of them load checkpoints."""
+    loading = [p for p in files() if "torch.load(" in p.read_text(encoding="utf-8")]
+    assert len(loading) >= 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path, weights_only=flag)",
+        "pickle.loads(content)",
+        "np.load(path, allow_pickle=True)",
+        "torch.jit.load(path)",
+        "torch.export.load(path)",
+    ],
+)
+def test_an_unsafe_call_is_found(line):
+    """The search finds each way to unpickle."""
+    assert list(unsafe_calls(f"def f(path):\n    return {line}")) == [line]
+
+
+@pytest.mark.parametrize(
+    "line", ["torch.load(path, weights_only=True)", "np.load(path)", "json.load(file)"]
+)
+def test_a_safe_call_is_let_through(line):
+    """The search leaves safe loaders alone."""
+    assert list(unsafe_calls(line)) == []
