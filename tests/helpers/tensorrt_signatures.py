@@ -27,9 +27,16 @@ _BINDINGS = frozenset({"builder", "network", "parser", "profile", "settings", "t
 
 
 def names_used() -> set[str]:
-    """Every attribute of the bindings that the engine module uses."""
+    """Every attribute and every argument's name of the bindings that the engine module uses."""
     tree = ast.parse(ENGINE.read_text(encoding="utf-8"))
     found = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _of_bindings(n)}
+    found |= {
+        k.arg
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call) and _of_bindings(n.func)
+        for k in n.keywords
+        if k.arg is not None
+    }
     found |= {
         str(n.args[1].value)
         for n in ast.walk(tree)
