@@ -20,17 +20,16 @@ class SplitAttention(nn.Module):
         super().__init__()
         self.num_heads, self.dropout = source.num_heads, source.dropout
         self.batch_first = source.batch_first
-        width, biased = source.embed_dim, source.in_proj_bias is not None
-        if source.in_proj_weight is not None:
-            weights = list(source.in_proj_weight.detach().chunk(3))
+        # what torch's own annotations promise may be None: other widths of keys, no biases
+        whole, bias = (source._parameters[f"in_proj_{part}"] for part in ("weight", "bias"))
+        if whole is not None:
+            weights = list(whole.detach().chunk(3))
         else:
-            parts = (source.q_proj_weight, source.k_proj_weight, source.v_proj_weight)
-            weights = [p.detach() for p in parts if p is not None]
-        biases = source.in_proj_bias.detach().chunk(3) if biased else (None,) * 3
+            weights = [source.get_parameter(f"{part}_proj_weight").detach() for part in "qkv"]
+        biases = (None,) * 3 if bias is None else bias.detach().chunk(3)
         self.q, self.k, self.v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
         out = source.out_proj
-        self.out = _linear(out.weight.detach(), None if out.bias is None else out.bias.detach())
-        assert self.out.out_features == width
+        self.out = _linear(out.weight.detach(), out._parameters["bias"])
         self.train(source.training)
 
     def forward(
@@ -85,7 +84,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     with torch.no_grad():
         made.weight.copy_(weight)
         if bias is not None:
-            made.bias.copy_(bias)
+            made.bias.copy_(bias.detach())
     return made
 
 

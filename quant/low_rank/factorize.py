@@ -12,7 +12,7 @@ from quant.low_rank.attention import SplitAttention
 from quant.low_rank.batchnorm import reestimate_batchnorm_
 from quant.low_rank.config import LowRankConfig
 from quant.low_rank.factors import LayerFactors
-from quant.low_rank.layers import Layer, Rank, cost_of, kind_of
+from quant.low_rank.layers import Layer, Rank, cost_of, kind_of, pays, shape_of
 from quant.low_rank.ranks import Option, choose, energy_rank, fixed_rank, rank_options
 from quant.low_rank.report import LayerReport, LowRankReport
 from quant.low_rank.selection import (
@@ -95,8 +95,8 @@ class _Factorization:
         self.layers = selected_layers(model, config)
         self.positions = positions_per_input(model, batches[0])
         self.macs = {name: self._macs(name, m) for name, m in _all_layers(model).items()}
-        reached = {n: layer for n, layer in self.layers.items() if n in self.positions}
-        self.inputs = gather(model, reached, batches, largest_side=config.largest_covariance_side)
+        worth = {n: layer for n, layer in self.layers.items() if self._could_pay(n, layer)}
+        self.inputs = gather(model, worth, batches, largest_side=config.largest_covariance_side)
 
     def run(self) -> LowRankReport:
         """Find ranks, put the factors in, give BatchNorms new statistics."""
@@ -195,6 +195,11 @@ class _Factorization:
             weighted_error=part.weighted_error if part else 0.0,
             reason="" if part else self._reason(name, layer),
         )
+
+    def _could_pay(self, name: str, layer: Layer) -> bool:
+        """Whether a layer runs, and its smallest rank would save enough."""
+        least = tuple(1 for _ in shape_of(layer).largest_rank)
+        return name in self.positions and pays(layer, least, self.config.smallest_saving)
 
     def _reason(self, name: str, layer: Layer) -> str:
         """Why a layer was left alone."""

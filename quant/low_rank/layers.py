@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -120,7 +120,7 @@ def empty_factors(layer: Layer, rank: Rank) -> nn.Sequential:
             skip_init(nn.Linear, rank[0], s.outputs, bias=biased, **like),
         )
 
-    def conv(cin: int, cout: int, *, has_bias: bool = False, **geometry: object) -> nn.Module:
+    def conv(cin: int, cout: int, *, has_bias: bool = False, **geometry: Any) -> nn.Module:
         made: nn.Module = skip_init(
             nn.Conv2d,
             s.groups * cin,
@@ -132,7 +132,7 @@ def empty_factors(layer: Layer, rank: Rank) -> nn.Sequential:
         )
         return made
 
-    geometry = {
+    geometry: dict[str, Any] = {
         "kernel_size": layer.kernel_size,
         "stride": layer.stride,
         "padding": layer.padding,

@@ -67,8 +67,9 @@ class ReadPositions(nn.Module):
         h, w = height // _READ, width // _READ
         cells = x.reshape(batch, channels, h, _READ, w, _READ).permute(0, 2, 4, 1, 3, 5)
         y = cells.reshape(-1, channels, _READ, _READ).contiguous(memory_format=layout)
-        whole = isinstance(self.conv2, nn.Conv2d)
-        for conv in [self.conv2] if whole else self.conv2:
+        for conv in self.conv2.modules():  # one, or the layers of a factored one
+            if not isinstance(conv, nn.Conv2d):
+                continue
             y = F.conv2d(y, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
         y = y.reshape(batch, h, w, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
         return y.reshape(batch, -1, 2 * h, 2 * w).contiguous(memory_format=layout)

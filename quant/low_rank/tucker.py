@@ -35,7 +35,7 @@ def leading(matrix: Tensor, rank: int) -> Tensor:
     """The first left singular vectors of (N, M), as (N, rank)."""
     try:
         _, vectors = torch.linalg.eigh(matrix @ matrix.T)
-    except torch.linalg.LinAlgError:  # of too many equal eigenvalues; slower, but always there
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # too many equal eigenvalues
         return torch.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
     return vectors.flip(1)[:, :rank]
 
@@ -57,14 +57,10 @@ def _inputs(weight: Tensor, out: Tensor, rank: int) -> Tensor:
     return leading(torch.einsum("tsk,ta->sak", weight, out).flatten(1), rank)
 
 
-def _energy(weight: Tensor, into: Tensor, out: Tensor) -> Tensor:
-    return torch.einsum("tsk,sb,ta->abk", weight, into, out).square().sum()
-
-
 def hooi(
     weight: Tensor, ranks: tuple[int, int], num_sweeps: int, start: Tensor | None = None
 ) -> TuckerFactors:
-    """Tucker-2 of (T, S, K) in the plain norm: HOSVD or ``start`` (S, r_in), then ALS sweeps.
+    """Tucker-2 of (T, S, K) in the plain norm: HOSVD or ``start`` (S, r_in), then sweeps.
 
     ``into`` and ``out`` have orthonormal columns; no sweep makes the error larger (De Lathauwer et
     al. 2000, higher-order orthogonal iteration).
