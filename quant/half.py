@@ -70,7 +70,22 @@ def _converted(graph: onnx.ModelProto, float_nodes: list[str]) -> onnx.ModelProt
         made: onnx.ModelProto = convert_float_to_float16(
             graph, keep_io_types=True, node_block_list=float_nodes
         )
+    _sort_(made)
     return made
+
+
+def _sort_(model: onnx.ModelProto) -> None:
+    """Put every node after what it reads: the converter adds its casts at the end."""
+    ready = {i.name for i in model.graph.input} | {t.name for t in model.graph.initializer} | {""}
+    waiting = [onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node]
+    in_order: list[onnx.NodeProto] = []
+    while waiting:
+        node = next(n for n in waiting if ready.issuperset(n.input))
+        waiting.remove(node)
+        in_order.append(node)
+        ready |= set(node.output)
+    del model.graph.node[:]
+    model.graph.node.extend(in_order)
 
 
 def _as_bf16(made: onnx.ModelProto, original: onnx.ModelProto) -> onnx.ModelProto:

@@ -94,7 +94,8 @@ def choose_for_tensorrt(
     spans = measured_spans(graph, config, calibration, METHODS)
     quality = graph.graph.output[0].name
     wanted = outputs_of(graph, quality, calibration)
-    tried, errors = {}, {}
+    tried: dict[str, Int8StaticConfig] = {}
+    errors: dict[str, float] = {}
     for method in METHODS:
         tried[method] = msgspec.structs.replace(config, calibration=method)
         made = quantize_for_tensorrt(
@@ -102,7 +103,7 @@ def choose_for_tensorrt(
         )
         found = outputs_of(made, quality, calibration)
         errors[method] = float(100 * np.abs(found - wanted).mean())
-    return tried[min(METHODS, key=lambda method: errors[method])], errors
+    return tried[min(errors, key=lambda method: errors[method])], errors
 
 
 def _input_spans(graph: onnx.ModelProto) -> Spans:
