@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,8 @@ _LEVELS = 256
 _NUM_BINS = 2048
 _ENTROPY_BINS, _ENTROPY_STEPS = 512, 128
 _CLIPS = tuple(np.geomspace(0.05, 1.0, 60))
-"""Shares of the whole range that the MSE rule tries."""
+"""Shares of either end that the MSE rule tries, largest last."""
+_NUM_TURNS = 2
 
 
 def refuse_useless(calibration: Sequence[Views]) -> None:
@@ -53,39 +54,69 @@ def refuse_useless(calibration: Sequence[Views]) -> None:
 
 def activation_spans(
     graph: onnx.ModelProto,
-    calibration: Iterable[Views],
+    calibration: Sequence[Views],
     methods: Sequence[Method],
     *,
     operators: Sequence[str],
     percentile: float,
 ) -> dict[Method, Spans]:
-    """Spans by each method of what nodes of some kinds read and give; one pass for all methods.
+    """Spans by each method of what nodes of some kinds read and give.
 
-    What feeds a ReLU alone gets the ReLU's span: both are one node in integers.
+    The pictures are passed once for the extremes and, but for ``minmax``, once for histograms
+    between them. What feeds a ReLU alone gets the ReLU's span: both are one node in integers.
     """
     tensors = _activations(graph, operators)
-    collectors = {
-        "percentile": HistogramCollector("percentile", False, _NUM_BINS, _LEVELS, percentile, ""),
-        "entropy": HistogramCollector(
-            "entropy", False, _ENTROPY_BINS, _ENTROPY_STEPS, percentile, ""
-        ),
-    }
-    wanted = {"percentile" if m in ("mse", "minmax") else m for m in methods}
     session = _probed(graph, tensors)
-    with contextlib.redirect_stdout(io.StringIO()):  # the collectors tell each picture
+
+    def runs() -> Iterator[dict[str, Any]]:
         for batch in calibration:
-            values = dict(zip(tensors, session.run(tensors, batch), strict=True))
-            for name in wanted:
-                collectors[name].collect(values)
-        found = {method: _spans(method, collectors) for method in methods}
+            yield dict(zip(tensors, session.run(tensors, batch), strict=True))
+
+    extremes = _extremes(runs())
+    wanted = {"percentile" if m == "mse" else m for m in methods} - {"minmax"}
+    collectors = {name: _collector(name, extremes, percentile) for name in wanted}
+    with contextlib.redirect_stdout(io.StringIO()):  # the collectors tell of each picture
+        for values in runs() if collectors else ():
+            for collector in collectors.values():
+                collector.collect(values)
+        found = {method: _spans(method, extremes, collectors) for method in methods}
     return {method: _through_relus(graph, spans) for method, spans in found.items()}
 
 
-def _spans(method: Method, collectors: Mapping[str, Any]) -> Spans:
-    histograms = collectors["percentile"].histogram_dict
+def _extremes(runs: Iterable[dict[str, Any]]) -> Spans:
+    found: Spans = {}
+    for values in runs:
+        for name, value in values.items():
+            low, high = float(value.min()), float(value.max())
+            before = found.get(name, (low, high))
+            found[name] = min(before[0], low), max(before[1], high)
+    return found
+
+
+def _collector(method: str, extremes: Spans, percentile: float) -> HistogramCollector:
+    """ONNX Runtime's, its bins between the extremes.
+
+    By itself it takes the first picture's and adds bins of that width: millions where the first is
+    nearly black.
+    """
+    num_bins, num_steps = {
+        "percentile": (_NUM_BINS, _LEVELS),
+        "entropy": (_ENTROPY_BINS, _ENTROPY_STEPS),
+    }[method]
+    made = HistogramCollector(method, False, num_bins, num_steps, percentile, "")
+    for name, span in extremes.items():
+        low, high = (np.float32(end) for end in span)
+        reach = np.float32(max(abs(low), abs(high)))
+        counts, edges = np.histogram([], num_bins, range=(-reach, reach))
+        made.histogram_dict[name] = (counts, edges, low, high, reach)
+    return made
+
+
+def _spans(method: Method, extremes: Spans, collectors: Mapping[str, Any]) -> Spans:
     if method == "minmax":
-        return {name: (float(h[2]), float(h[3])) for name, h in histograms.items()}
+        return extremes
     if method == "mse":
+        histograms = collectors["percentile"].histogram_dict
         return {
             name: mse_span(h[0], h[1], float(h[2]), float(h[3])) for name, h in histograms.items()
         }
@@ -98,24 +129,40 @@ def mse_span(
 ) -> tuple[float, float]:
     """The span whose 256 even steps, 0 among them, lose least of a histogram's values.
 
-    ``counts`` (B,) lie between ``edges`` (B + 1,); both ends of the range of values are clipped by
-    one share.
+    ``counts`` (B,) lie between ``edges`` (B + 1,). Each end of the range of values is clipped in
+    turn, as an outlier on one side says nothing of the other.
     """
     centres = (edges[:-1] + edges[1:]) / 2
     kept = counts > 0
     values, weights = centres[kept], counts[kept].astype(np.float64)
-    best, least = (lowest, highest), np.inf
-    for share in _CLIPS:
-        low, high = min(lowest * share, 0.0), max(highest * share, 0.0)
-        step = (high - low) / (_LEVELS - 1)
-        if step == 0:
-            continue
-        zero = np.round(-low / step)
-        steps = np.clip(np.round(values / step) + zero, 0, _LEVELS - 1)
-        error = float((weights * np.square((steps - zero) * step - values)).sum())
-        if error < least:
-            best, least = (low, high), error
-    return best
+    low, high = min(lowest, 0.0), max(highest, 0.0)
+
+    def error(span: tuple[float, float]) -> float:
+        return _rounding_error(values, weights, *span)
+
+    for _ in range(_NUM_TURNS):
+        high = min(
+            ((low, highest * share) for share in _CLIPS if highest > 0),
+            key=error,
+            default=(low, high),
+        )[1]
+        low = min(
+            ((lowest * share, high) for share in _CLIPS if lowest < 0),
+            key=error,
+            default=(low, high),
+        )[0]
+    return float(low), float(high)
+
+
+def _rounding_error(
+    values: NDArray[np.float64], weights: NDArray[np.float64], low: float, high: float
+) -> float:
+    step = (high - low) / (_LEVELS - 1)
+    if step == 0:
+        return float((weights * np.square(values)).sum())
+    zero = np.round(-low / step)
+    steps = np.clip(np.round(values / step) + zero, 0, _LEVELS - 1)
+    return float((weights * np.square((steps - zero) * step - values)).sum())
 
 
 def _activations(graph: onnx.ModelProto, operators: Sequence[str]) -> list[str]:

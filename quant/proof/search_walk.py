@@ -203,7 +203,7 @@ class SearchWalk:
         if candidate.num_float_layers == 0:
             return ()
         layers = self._sensitivity(candidate.variant)[: candidate.num_float_layers]
-        return tuple(node for layer in layers for node in layer["nodes"])
+        return tuple(dict.fromkeys(node for layer in layers for node in layer["float_nodes"]))
 
     def _sensitivity(self, variant: str) -> list[dict[str, Any]]:
         """Layers, the most sensitive first, under plain ranges; measured once."""

@@ -28,7 +28,10 @@ class LayerSensitivity:
     layer: str
     """Its weight's name; of a sum its node's."""
     nodes: tuple[str, ...]
-    """The nodes that compute it, to be named in ``float_nodes``."""
+    """The nodes that compute it."""
+    float_nodes: tuple[str, ...]
+    """What ``float_nodes`` must name to spare it: its nodes and those that read it, as a node in
+    integers rounds what it reads."""
     mean_points: float
     """Mean |delta score| over the pictures, of 0..100."""
 
@@ -46,7 +49,8 @@ def sensitivities(
     for layer, nodes in _layers(reference, quantised).items():
         one = only_rounding(reference, quantised, nodes)
         apart = np.abs(outputs_of(one, quality, batches) - wanted)
-        found.append(LayerSensitivity(layer, nodes, float(100 * apart.mean())))
+        spared = _with_readers(reference, quantised, nodes)
+        found.append(LayerSensitivity(layer, nodes, spared, float(100 * apart.mean())))
     return sorted(found, key=lambda one: (-one.mean_points, one.layer))
 
 
@@ -61,6 +65,19 @@ def _layers(reference: onnx.ModelProto, quantised: onnx.ModelProto) -> dict[str,
             layer = node.input[1] if node.input[1] in constants else node.name
             found[layer] = (*found.get(layer, ()), node.name)
     return found
+
+
+def _with_readers(
+    reference: onnx.ModelProto, quantised: onnx.ModelProto, nodes: Iterable[str]
+) -> tuple[str, ...]:
+    """The nodes and the ones that read their outputs, in the graph's order."""
+    named = set(nodes)
+    outputs = {o for n in quantised.graph.node if n.name in named for o in n.output}
+    return tuple(
+        n.name
+        for n in reference.graph.node
+        if n.op_type in _KINDS and (n.name in named or outputs & set(n.input))
+    )
 
 
 def _pairs(quantised: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

@@ -75,19 +75,18 @@ def test_no_span_is_wider_than_the_values(spans, method):
 
 
 def test_mse_loses_less_than_minmax_on_long_tails():
-    """Of a Laplace distribution with an outlier the MSE span rounds better than the whole range,
-    and no other clipping by an even share is better by more than the histogram's coarseness.
+    """One outlier of 60 above two million values of -1 to 1 is worth clipping: for a range of M
+    rounding loses M^2 / 780,000 and a clipped outlier M^2 / 2,000,000 at most. The span rounds
+    better than the whole range, and as well as the best of other upper ends, to 5 %.
     """
     rng = np.random.default_rng(0)
-    values = np.append(rng.laplace(0, 1, 200_000), 60.0).astype(np.float32)
+    values = np.append(rng.uniform(-1, 1, 2_000_000), 60.0).astype(np.float32)
     counts, edges = np.histogram(values, 2048, (-60, 60))
-    lowest, highest = float(values.min()), float(values.max())
-    error = rounding_error(values, mse_span(counts, edges, lowest, highest))
-    tried = [
-        rounding_error(values, (lowest * share, highest * share))
-        for share in np.linspace(0.05, 1, 40)
-    ]
-    assert error < 0.5 * rounding_error(values, (lowest, highest))
+    span = mse_span(counts, edges, -1.0, 60.0)
+    error = rounding_error(values, span)
+    tried = [rounding_error(values, (-1.0, high)) for high in (1.2, 3, 6, 10, 15, 20, 30)]
+    assert span[0] == pytest.approx(-1, rel=0.05)
+    assert error < 0.5 * rounding_error(values, (-1.0, 60.0))
     assert error <= 1.05 * min(tried)
 
 

@@ -192,7 +192,10 @@ def test_ctrl_c_leaves_whole_steps_alone(project, tmp_path):
     """
     recipe, out = tmp_path / "r.toml", tmp_path / "out"
     recipe.write_text(QUANTIZE + HEAD.format(steps=10_000_000))
-    command = [sys.executable, "-c", "from quant.cli import main; main()", "compress"]
+    # a shell that starts tests in the background has SIGINT ignored, and children inherit that
+    listens = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{listens}; from quant.cli import main; main()"
+    command = [sys.executable, "-c", program, "compress"]
     command += [project / "f.onnx", "--recipe", recipe, "--packs", project / "packs", "-o", out]
     root = str(Path(__file__).parents[2])
     places = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
@@ -215,7 +218,6 @@ def test_ctrl_c_leaves_whole_steps_alone(project, tmp_path):
     ]  # fmt: skip
     made = (out / "1-int8" / "int8.onnx").stat().st_mtime_ns
     recipe.write_text(QUANTIZE + HEAD.format(steps=5))
-    command[0:3] = [sys.executable, "-c", "from quant.cli import main; main()"]
     done = subprocess.run(
         list(map(str, command)), env={**os.environ, "PYTHONPATH": places}, check=False
     )

@@ -107,14 +107,17 @@ def _check(request: ChainRequest, chosen: list[str]) -> None:
         raise ConfigError("refit and sure need the INT8 model: add [quantize], or --skip both")
     if {"export", "factorize"} & set(chosen) and not request.trained_by:
         raise ConfigError(f"{request.model.name} needs --trained-by, the recipe of its training")
-    for recipe in request.trained_by:
-        load_recipe(recipe)
     if "qat" in chosen and ("factorize" in chosen or request.model.suffix != ".pt"):
         raise ConfigError("qat takes the .pt of a training run, not a factored one: --skip qat")
     if "qat" in chosen and request.fine_tuning is None:
         raise ConfigError(
             f"{request.recipe.name} has [qat]: add --fine-tuning, its recipe, or --skip qat"
         )
+    fine_tuning = [request.fine_tuning] if request.fine_tuning is not None else []
+    for recipe in (*request.trained_by, *fine_tuning):
+        load_recipe(recipe)
+    if request.low_rank is not None:
+        load_low_rank_recipe(request.low_rank)
 
 
 def _identity(request: ChainRequest) -> dict[str, str]:
