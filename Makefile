@@ -136,6 +136,10 @@ bench: wheel ## measure speed, lag, memory and peers (an hour); README's tables 
 	done
 	$(BIN)/python benchmarks/tables.py
 
+.PHONY: gpu-check
+gpu-check: ## GPU tests and measurements in under ten minutes; installs nothing
+	@$(or $(PYTHON),python3) benchmarks/gpu_check.py
+
 .PHONY: clean
 clean: ## remove the environments, caches and what the demo wrote
 	rm -rf $(VENV) $(DEMO_VENV) .nox dist demo-output .pytest_cache .mypy_cache .ruff_cache \
