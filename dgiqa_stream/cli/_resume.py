@@ -2,7 +2,8 @@
 
 The journal ``OUTPUT.resume`` is NDJSON and only grows: a line that says how scores were made, then
 a line per input that was scored to its end, with its rows. A run that goes on writes the output
-anew from those rows and new ones, so that it comes out as if it had never been stopped.
+anew from those rows and new ones, so that it comes out as if it had never been stopped. One run at
+a time has it: the journal is locked while it is open, and the system unlocks it however a run ends.
 """
 
 from __future__ import annotations
@@ -76,13 +77,14 @@ class Journal:
     def open(cls, output: str, made: Mapping[str, Any]) -> Journal:
         """Read the journal of an output, or begin one. ``made`` says how scores are made.
 
-        Raises :class:`ConfigError` where they were made otherwise before, :class:`SinkError` where
-        it cannot be written.
+        Raises :class:`ConfigError` where they were made otherwise before or another run has it,
+        :class:`SinkError` where it cannot be written.
         """
         path = journal_path(output)
         header = json.loads(json.dumps({"schema": SCHEMA, **made}))
         try:
             file = path.open("a+b")
+            _lock(file, output)
             file.seek(0)
             lines, num_bytes = _whole_lines(file.read())
             if lines:
@@ -151,6 +153,27 @@ class RowsOut:
         text = "".join(self._parts)
         self._parts.clear()
         return text
+
+
+def _lock(file: IO[bytes], output: str) -> None:
+    """Have the file alone until it is closed; where the system has no such locks, nothing is done.
+
+    A lock on the journal itself, not a file beside it: nothing is left behind by a killed run.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        file.close()
+        raise ConfigError(
+            f"cannot resume {output}: another run writes it now; wait for its end, or choose "
+            "another -o"
+        ) from exc
+    except OSError:  # a network file system without locks
+        return
 
 
 def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,6 +12,7 @@ import typer
 
 from dgiqa_stream.cli._interrupts import INTERRUPTED
 from dgiqa_stream.cli._shared import BROKEN, OK, USAGE, complain
+from dgiqa_stream.errors import DgiqaError
 from dgiqa_stream.urls import redact_text
 
 Verdict = tuple[int, str]
@@ -96,9 +98,30 @@ def _variable_of(exc: Any) -> str:
     option, context = getattr(exc, "param", None), exc.ctx
     if option is None or context is None or context.auto_envvar_prefix is None:
         return ""
+    is_set = _is_from_environment(context, option)
+    return f" (from {_automatic_variable(context, option)})" if is_set else ""
+
+
+def _is_from_environment(context: Any, option: Any) -> bool:
     source = context.get_parameter_source(option.name)
-    name = f"{context.auto_envvar_prefix}_{option.name}".upper()
-    return f" (from {name})" if getattr(source, "name", "") == "ENVIRONMENT" else ""
+    return getattr(source, "name", "") == "ENVIRONMENT"
+
+
+def _automatic_variable(context: Any, option: Any) -> str:
+    return f"{context.auto_envvar_prefix}_{option.name}".upper()
+
+
+def _with_variable(text: str, context: Any) -> str:
+    """An error that begins with an option, with the variable in its place that gave the value."""
+    for option in context.command.params:
+        said = next((o for o in option.opts if text.startswith(f"{o} ")), None)
+        if said is None or not _is_from_environment(context, option):
+            continue
+        own = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
+        names = [*own, _automatic_variable(context, option)]
+        variable = next((name for name in names if os.environ.get(name)), names[-1])
+        return variable + text.removeprefix(said)
+    return text
 
 
 def _missing_package(exc: Exception, extra: str) -> Verdict | None:
@@ -124,7 +147,25 @@ def _command(app: typer.Typer) -> Any:
             raise _Interrupted from exc
 
     command.invoke = invoke_until_interrupted
+    for subcommand in getattr(command, "commands", {"": command}).values():
+        _name_variables(subcommand)
     return command
+
+
+def _name_variables(command: Any) -> None:
+    """Have its errors name the variable, where that and no option gave the value."""
+    invoke = command.invoke
+
+    def invoke_and_name(context: Any) -> object:
+        try:
+            return invoke(context)
+        except DgiqaError as exc:
+            said = _with_variable(str(exc), context)
+            if said == str(exc):
+                raise
+            raise type(exc)(said) from exc
+
+    command.invoke = invoke_and_name
 
 
 def _asked(app: typer.Typer, program: str) -> str:

@@ -73,7 +73,7 @@ def side_data_of(frame: av.VideoFrame, kind: str) -> bytes | None:
 def _let_unknown_kinds_pass() -> None:
     """Have PyAV read a frame's side data though one kind of it is none that it has a name for.
 
-    PyAV 18.1 refuses all of it then, as for a photo with EXIF: whether it is mirrored would be lost.
+    PyAV 18.1 refuses all of it then, as for a photo with EXIF, and its display matrix is lost.
     """
     from av.sidedata.sidedata import Type
 

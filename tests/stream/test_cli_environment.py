@@ -66,3 +66,26 @@ def test_it_is_said_before_the_command_runs(run_cli):
     assert done.code == 0
     assert done.err.startswith("warning: DGIQA_SCORE_FSP ")
     assert done.out == run_cli("config").out
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value", "said"),
+    [
+        ("score", "DGIQA_SCORE_FPS", "-1", "error: DGIQA_SCORE_FPS -1 is refused: "),
+        ("watch", "DGIQA_WATCH_PUBLISH", "bad", "error: DGIQA_WATCH_PUBLISH 'bad' is not "),
+    ],
+)
+def test_a_refused_variable_is_named(run_cli, media, command, variable, value, said):
+    """An error of a value names the variable that gave it, and not an option nobody wrote."""
+    done = run_cli(command, media["plain"], environment={variable: value})
+    assert done.code == 2
+    assert done.err.startswith(said)
+    assert "--fps" not in done.err
+    assert "--publish" not in done.err
+
+
+def test_an_option_comes_before_its_variable(run_cli, media):
+    """Where both are given the option counts, and an error names the option."""
+    environment = {"DGIQA_SCORE_FPS": "2"}
+    done = run_cli("score", media["plain"], "--fps", "-3", environment=environment)
+    assert done.err.startswith("error: --fps -3 is refused: ")

@@ -137,3 +137,34 @@ def test_what_cannot_be_resumed_is_refused(run_cli, folder, tmp_path):
         assert len(done.err.splitlines()) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "kept.csv"]
     assert target.read_text() == "path,score\n"
+
+
+def test_two_runs_cannot_write_one_journal(run_cli, plain_environment, media, folder, tmp_path):
+    """While a run has the journal, a second one is refused and changes neither journal nor output;
+    once the first is killed, the lock is gone with it.
+    """
+    blocking = folder / "c.mkv"
+    os.mkfifo(blocking)
+    target, journal = tmp_path / "out.csv", tmp_path / "out.csv.resume"
+    words = ["score", folder / "a.png", blocking, "-o", target, "--resume"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "dgiqa_stream", *map(str, words)],
+        stderr=subprocess.DEVNULL,
+        env=plain_environment,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not (journal.exists() and journal.read_bytes().count(b"\n") == 2):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        before = journal.read_bytes(), target.read_bytes() if target.exists() else None
+        second = run_cli(*words)
+        assert second.code == 2
+        assert f"cannot resume {target}: another run writes it now" in second.err
+        assert (journal.read_bytes(), target.read_bytes() if target.exists() else None) == before
+    finally:
+        first.kill()
+        first.wait(60)
+    blocking.unlink()
+    shutil.copy(media["plain"], blocking)
+    assert run_cli(*words).code == 0
