@@ -19,7 +19,7 @@ from dgiqa_stream.config import SamplerSettings, StreamConfig, StreamId
 from dgiqa_stream.errors import ConfigError
 from dgiqa_stream.manifest import ModelManifest
 from dgiqa_stream.redaction import redact_options
-from dgiqa_stream.telemetry import Count, TelemetrySnapshot
+from dgiqa_stream.telemetry import Count, Stage, StageLatency, TelemetrySnapshot
 from dgiqa_stream.types import FrameScore, StreamInfo, WindowScore
 from dgiqa_stream.urls import redact, redact_text
 from dgiqa_stream.versions import package_version
@@ -143,6 +143,7 @@ class MessageFactory:
             lag_s=msg.finite(lag_seconds),
             rss_mb=None if rss_bytes is None else rss_bytes / 1e6,
             counts=_counts(telemetry.counts if telemetry else {}),
+            stages=_stages(telemetry.stages if telemetry else {}),
         )
 
     def meta(
@@ -276,6 +277,15 @@ def _ratio(value: Fraction | None) -> tuple[int, int] | None:
 
 def _counts(counts: Mapping[Count, int]) -> dict[str, int]:
     return {str(name): number for name, number in counts.items()}
+
+
+def _stages(stages: Mapping[Stage, StageLatency]) -> dict[str, msg.StagePart]:
+    return {
+        str(stage): msg.StagePart(
+            found.num_calls, found.sum_seconds, found.p50_seconds, found.p95_seconds
+        )
+        for stage, found in stages.items()
+    }
 
 
 def _frame_part(score: FrameScore) -> msg.FramePart:

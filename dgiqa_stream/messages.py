@@ -225,6 +225,16 @@ class WindowMessage(_Pooled, frozen=True, kw_only=True, tag="dgiqa.window/1"):
     kind: ClassVar[str] = "window"
 
 
+class StagePart(msgspec.Struct, frozen=True):
+    """How long one stage of the pipeline took, over all its calls of this run, in seconds."""
+
+    n: NotNegative
+    sum_s: float
+    p50_s: float | None
+    """Within 4.5 %; null before the first call."""
+    p95_s: float | None
+
+
 class StatusMessage(_Envelope, frozen=True, kw_only=True, tag="dgiqa.status/1"):
     """How the stream is doing; sent on change and every few seconds."""
 
@@ -239,6 +249,8 @@ class StatusMessage(_Envelope, frozen=True, kw_only=True, tag="dgiqa.status/1"):
     rss_mb: float | None
     """Resident memory of the sender, in 10 ** 6 bytes."""
     counts: dict[str, int]
+    stages: dict[str, StagePart] = {}
+    """``decode``, ``preprocess``, ``infer``, ``pool``, ``publish``; empty from an older sender."""
 
 
 class MetaMessage(_Envelope, frozen=True, kw_only=True, tag="dgiqa.meta/1"):

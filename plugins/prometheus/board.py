@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dgiqa_stream.config import POOLER_NAMES
-from dgiqa_stream.messages import ModelPart
+from dgiqa_stream.messages import ModelPart, StagePart
+from dgiqa_stream.telemetry import Stage
 from dgiqa_stream.wire import (
     FinalMessage,
     FrameMessage,
@@ -48,6 +49,8 @@ class StreamView:
     heard_at: float
     state: str = "connecting"
     counts: Mapping[str, int] = field(default_factory=dict)
+    stages: Mapping[str, StagePart] = field(default_factory=dict)
+    """How long each stage of the pipeline took."""
     lag_seconds: float | None = None
     last_frame_at_seconds: float | None = None
     """Unix time at which the newest scored frame left the decoder."""
@@ -172,7 +175,14 @@ class Board:
 def _after(view: StreamView, message: Message, now: float) -> StreamView:
     """The view with what a message adds."""
     if isinstance(message, StatusMessage):
-        return replace(view, state=message.state, counts=message.counts, lag_seconds=message.lag_s)
+        known = {str(stage): message.stages.get(stage) for stage in Stage}
+        return replace(
+            view,
+            state=message.state,
+            counts=message.counts,
+            lag_seconds=message.lag_s,
+            stages={name: part for name, part in known.items() if part is not None},
+        )
     if isinstance(message, FrameMessage):
         wall_ns = message.time.wall_ns
         return replace(

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from dgiqa_stream.messages import State
@@ -18,6 +23,8 @@ _RESULTS = {  # of `dgiqa_frames_total`: the counts of a status message that it 
     "failed": ("failed",),
     "corrupt": ("corrupt",),
 }
+_EVENTS = ("decode_errors", "discontinuities", "sink_errors")
+"""The counts of a status message that are no frames."""
 
 
 class BoardCollector(Collector):  # type: ignore[misc, unused-ignore]  # Any without the extra
@@ -32,6 +39,7 @@ class BoardCollector(Collector):  # type: ignore[misc, unused-ignore]  # Any wit
         yield from _health(streams)
         yield from _quality(streams)
         yield from _counts(streams)
+        yield from _stages(streams)
         yield _model_info(streams)
         yield from self._own()
 
@@ -110,14 +118,40 @@ def _counts(streams: Sequence[StreamView]) -> Iterable[Metric]:
     reconnects = CounterMetricFamily(
         "dgiqa_reconnects", "Times a source was opened again.", labels=["stream"]
     )
+    events = CounterMetricFamily(
+        "dgiqa_events",
+        "Packets the decoder refused, jumps of the clock, messages a sink refused.",
+        labels=["stream", "event"],
+    )
     for view in streams:
         if not view.counts:
             continue
+        for event in _EVENTS:
+            events.add_metric([view.stream, event], view.counts.get(event, 0))
         for result, names in _RESULTS.items():
             number = sum(view.counts.get(name, 0) for name in names)
             frames.add_metric([view.stream, result], number)
         reconnects.add_metric([view.stream], view.counts.get("reconnects", 0))
-    return frames, reconnects
+    return frames, reconnects, events
+
+
+def _stages(streams: Sequence[StreamView]) -> Iterable[Metric]:
+    spent = SummaryMetricFamily(
+        "dgiqa_stage_seconds",
+        "Time that the calls of a stage of the pipeline took.",
+        labels=["stream", "stage"],
+    )
+    p95 = GaugeMetricFamily(
+        "dgiqa_stage_p95_seconds",
+        "Under which 95 % of a stage's calls stayed, since the sender began.",
+        labels=["stream", "stage"],
+    )
+    for view in streams:
+        for name, part in view.stages.items():
+            spent.add_metric([view.stream, name], count_value=part.n, sum_value=part.sum_s)
+            if part.p95_s is not None:
+                p95.add_metric([view.stream, name], part.p95_s)
+    return spent, p95
 
 
 def _model_info(streams: Sequence[StreamView]) -> Metric:

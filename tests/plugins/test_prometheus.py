@@ -22,7 +22,7 @@ from dgiqa_stream.curve import make_keys
 from dgiqa_stream.errors import ConfigError, SinkError, SourceUnavailable
 from dgiqa_stream.manifest import DEFAULT_MODEL, load_model
 from dgiqa_stream.sinks.zeromq import ZeromqSink
-from dgiqa_stream.telemetry import Count, Telemetry
+from dgiqa_stream.telemetry import Count, Stage, Telemetry
 from dgiqa_stream.types import WindowScore
 from dgiqa_stream.wire import MessageFactory
 from plugins.prometheus.board import Board
@@ -118,6 +118,25 @@ def test_what_a_stream_says_is_served(board, factory_of):
     told = {"model": model.id, "version": model.version, "precision": model.precision}
     rest = {"calibration": model.calibration, "sha256": model.sha256}
     assert metric(board, "dgiqa_model_info", stream="cam1", **told, **rest) == 1
+
+
+def test_events_and_stages_are_served(board, factory_of):
+    """Jumps, refused packets and refused messages are counted by kind, and each stage of which
+    there were calls has their number, their time and their 95th percentile.
+    """
+    telemetry = Telemetry()
+    for what, number in ((Count.DISCONTINUITIES, 2), (Count.DECODE_ERRORS, 5)):
+        telemetry.count(what, number)
+    for _ in range(20):
+        telemetry.observe(Stage.INFER, 0.004)
+    board.take(factory_of("cam1").status("running", telemetry=telemetry.snapshot()), A)
+    for event, number in (("discontinuities", 2), ("decode_errors", 5), ("sink_errors", 0)):
+        assert metric(board, "dgiqa_events_total", stream="cam1", event=event) == number
+    infer = {"stream": "cam1", "stage": "infer"}
+    assert metric(board, "dgiqa_stage_seconds_count", **infer) == 20
+    assert metric(board, "dgiqa_stage_seconds_sum", **infer) == pytest.approx(0.08)
+    assert metric(board, "dgiqa_stage_p95_seconds", **infer) == pytest.approx(0.004, rel=0.045)
+    assert metric(board, "dgiqa_stage_p95_seconds", stream="cam1", stage="decode") is None
 
 
 @pytest.mark.parametrize("end", ["silence", "stalled", "reconnecting", "ended", "failed", "final"])
