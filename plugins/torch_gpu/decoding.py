@@ -86,8 +86,15 @@ def planes_of_frame(frame: av.VideoFrame, *, is_mirrored: bool, **tags: Any) -> 
     luma, chroma = (_tensor(plane) for plane in (frame.planes[0], frame.planes[1]))
     luma = luma[: 2 * chroma.shape[0], : 2 * chroma.shape[1]]
     if is_mirrored:
-        luma, chroma = luma.flip(0), chroma.flip(0)
+        luma, chroma = (_bottom_up(plane) for plane in (luma, chroma))
     return TorchPlanes((luma, chroma), bit_depth=16 if layout in _DEEP else 8, **tags)
+
+
+def _bottom_up(plane: Tensor) -> Tensor:
+    """The rows turned; devices may lack that for uint16."""
+    if plane.dtype != torch.uint16:
+        return plane.flip(0)
+    return plane.view(torch.int16).flip(0).view(torch.uint16)
 
 
 def _tensor(plane: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -58,16 +58,24 @@ class Engine:
             for name, shape in self._shapes.items()
         }
         pool = torch.cuda.graph_pool_handle()
-        for size in reversed(buckets_up_to(max_batch)):
-            inputs = {name: view[:size] for name, view in self._inputs.items()}
-            with torch.inference_mode(), torch.cuda.stream(self.stream):
-                for _ in range(_WARM_UP_CALLS):
-                    self._called(inputs)
-            torch.cuda.synchronize(self.device)
-            graph = torch.cuda.CUDAGraph()
-            with torch.inference_mode(), torch.cuda.graph(graph, pool=pool, stream=self.stream):
-                outputs = self._called(inputs)
-            self._graphs[size] = graph, outputs
+        precise = torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)
+        with torch.cuda.device(self.device), torch.inference_mode(), precise:
+            for size in reversed(buckets_up_to(max_batch)):
+                self._capture_one(size, pool)
+
+    def _capture_one(self, size: int, pool: Any) -> None:
+        inputs = {name: view[:size] for name, view in self._inputs.items()}
+        with torch.cuda.stream(self.stream):
+            for _ in range(_WARM_UP_CALLS):
+                self._called(inputs)
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile: only this one's calls are part of the graph.
+        with torch.cuda.graph(
+            graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"
+        ):
+            outputs = self._called(inputs)
+        self._graphs[size] = graph, outputs
 
     def _called(self, views: Mapping[str, Tensor]) -> Tensor:
         """All outputs (num_outputs, N), float32, so that one copy brings them to the CPU."""

@@ -107,10 +107,15 @@ def _whole(plane: Tensor, luma: Tensor, region: _Region, height: int, width: int
     down, across = _subsampling(plane, luma)
     x = plane[:, top // down : -(-bottom // down), left // across : -(-right // across)]
     is_deep = plane.dtype == torch.uint16
-    x = _halve(x.to(torch.float32), height, width, is_deep=is_deep)
+    x = _halve((_integers(x) if is_deep else x).float(), height, width, is_deep=is_deep)
     if x.shape[1:] == (height, width):
         return x if is_deep else x.to(torch.int32)
     return _bilinear_deep(x, height, width) if is_deep else _bilinear(x, height, width)
+
+
+def _integers(x: Tensor) -> Tensor:
+    """Samples of uint16, or their bits as int16, as int32."""
+    return x.view(torch.int16).to(torch.int32) & 0xFFFF
 
 
 def _halve(x: Tensor, height: int, width: int, *, is_deep: bool) -> Tensor:
@@ -185,8 +190,7 @@ def _fragments(
     rows = _sources(region[0], region[2], grid[0], size[0], plane.shape[1], down, where)
     columns = _sources(region[1], region[3], grid[1], size[1], plane.shape[2], across, where)
     if plane.dtype == torch.uint16:  # few operations know uint16
-        found = plane.view(torch.int16)[:, rows[:, None], columns]
-        return found.to(torch.int32) & 0xFFFF
+        return _integers(plane.view(torch.int16)[:, rows[:, None], columns])
     return plane[:, rows[:, None], columns].to(torch.int32)
 
 
