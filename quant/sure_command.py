@@ -39,6 +39,9 @@ def sure(
     cache: Annotated[
         Path | None, typer.Option(help="Features that `refit --cache` kept, or to keep here.")
     ] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Version of the models from here; else they keep theirs.")
+    ] = None,
 ) -> None:
     """Give both files an interval and a flag for unfamiliar pictures; quality stays as it is."""
     import msgspec
@@ -65,7 +68,7 @@ def sure(
     added = fit_(graphs[0], graphs[1], known, recipe.head, recipe.sure)
     found = []
     for graph, source, fewer in zip(graphs, sources, removed, strict=True):
-        was = _without_sure(source.manifest, added - fewer)
+        was = _without_sure(source.manifest, added - fewer, version)
         found.append(measure(graph, was, rated, recipe.sure))
     for graph, source, (manifest, figures) in zip(graphs, sources, found, strict=True):
         step = {"step": "sure", "settings": msgspec.to_builtins(recipe.sure)}
@@ -169,12 +172,13 @@ def _strange_views(views: Sequence[ViewSpec], config: SureConfig) -> Iterator[Vi
     return read_ahead(batch, 0, math.ceil(config.num_strange / _BATCH))
 
 
-def _without_sure(manifest: ModelManifest, num_more: int) -> ModelManifest:
+def _without_sure(manifest: ModelManifest, num_more: int, version: str | None) -> ModelManifest:
     """What a manifest said before an earlier run, with other parameters."""
     import msgspec
 
     return msgspec.structs.replace(
         manifest,
+        version=version or manifest.version,
         num_parameters=manifest.num_parameters + num_more,
         history=[step for step in manifest.history if step.get("step") != "sure"],
         metrics={name: value for name, value in manifest.metrics.items() if name != "sure"},

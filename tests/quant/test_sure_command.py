@@ -149,12 +149,12 @@ def predictions(path):
 def test_both_files_say_how_sure_they_are(files, packs, tmp_path):
     """Afterwards each file gives intervals around the same scores as before, bit by bit, its own
     coverage and flags are in its manifest beside the step, and a second run, with the features of
-    the first, gives the same bytes.
+    the first, gives the same bytes. The version is the one that was given, then as it was.
     """
     *models, config = files
     before = [[p.raw for p in predictions(path)] for path in models]
     told = [load_model(path).manifest.num_parameters for path in models]
-    sure(*models, config=config, packs=packs, cache=tmp_path / "features.npz")
+    sure(*models, config=config, packs=packs, cache=tmp_path / "features.npz", version="9.9.1")
     for path, raw, num_parameters in zip(models, before, told, strict=True):
         found, manifest = predictions(path), load_model(path).manifest
         assert [p.raw for p in found] == raw
@@ -162,6 +162,7 @@ def test_both_files_say_how_sure_they_are(files, packs, tmp_path):
         assert len({p.spread for p in found}) == len(found)
         assert [step["step"] for step in manifest.history] == ["train", "sure"]
         assert manifest.history[-1]["settings"]["num_strange"] == 11
+        assert manifest.version == "9.9.1"
         assert (manifest.interval.coverage, manifest.interval.output) == (0.8, "spread")
         figures = manifest.metrics["sure"]
         assert figures["num_validation"] == NUM_VALIDATION
