@@ -90,7 +90,7 @@ def options_of(words: list[str]) -> set[str]:
     from typer.main import get_command
 
     if words[0] == "dgiqa-stream":
-        from dgiqa_stream.cli import app
+        from dgiqa_stream.cli._app import app
     else:
         from quant.cli import app
     command = get_command(app).commands[words[1]]
