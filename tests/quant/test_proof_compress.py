@@ -42,6 +42,7 @@ batch = 16
 num_steps = {steps}
 """
 PATIENCE_SECONDS = 300
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def writes(name: str, calls: list[str], *, text: str = "made", **options) -> Step:
@@ -236,7 +237,8 @@ def test_a_checkpoint_is_exported_first(run, project, tmp_path, trained_student)
         for v in SPECS
     )
     training = tmp_path / "training.toml"
-    training.write_text(f'name = "made"\n{views}')
+    published = (CONFIGS / "distill" / "student-qat.toml").read_text()
+    training.write_text(f'name = "made"\n{views}' + published[published.index("[data]") :])
     recipe = tmp_path / "r.toml"
     recipe.write_text(QUANTIZE)
     with warnings.catch_warnings():
