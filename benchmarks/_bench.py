@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DEMO_CLIP = HERE.parent / "demo" / "room.mp4"
 CLIP_FPS = 30
+LOAD_AT_START = os.getloadavg()[0]
 PACKAGES = ("av", "onnxruntime", "opencv-python-headless", "numpy")
 
 DECODE = """
@@ -129,6 +130,7 @@ def made_by(script: str, *more_packages: str) -> dict[str, Any]:
         "machine": {
             "processor": _processor(),
             "cores": len(os.sched_getaffinity(0)),
+            "load_average_at_start": round(LOAD_AT_START, 2),
             "system": platform.platform(),
             "python": platform.python_version(),
         },

@@ -94,7 +94,7 @@ def brisque() -> Callable[[Rgb], object]:
     """pyiqa's BRISQUE, with as many made-up support vectors as it has."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "brisque.pth"
-        torch.save((torch.rand(1, 774), torch.rand(774, 36)), path)
+        torch.save((torch.rand(774, 1), torch.rand(774, 36)), path)
         return _pyiqa("brisque", path)
 
 

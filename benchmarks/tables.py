@@ -1,6 +1,6 @@
 """README's tables, made from what was measured.
 
-    python benchmarks/tables.py             # writes them anew
+    python benchmarks/tables.py             # writes them anew; or those named: cost peers
     python benchmarks/tables.py --check     # exit 1 where they are not what the results give
 
 Between ``<!-- figures of NAME -->`` and ``<!-- end -->`` nothing is written by hand: ``model``
@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -117,25 +117,26 @@ def _every_frame(results: Results) -> Iterator[Row]:
     if found := results.benchmark("score_every_frame"):
         ours = found["models"][_SHIPPED]
         yield (
-            "every frame of a file, CPU",
+            f"every frame of a file, CPU{_busy(found)}",
             f"{found['cpu_ms_per_frame_decode']:.1f} ms a frame",
             f"{ours['cpu_ms_per_frame_decode_and_score']:.1f} ms a frame",
         )
         yield (
-            "every frame of a file, speed",
+            f"every frame of a file, speed{_busy(found)}",
             f"{found['frames_per_second_decode']:.0f} frames a second",
             f"{ours['frames_per_second']:.0f} frames a second",
         )
 
 
 def _streams(results: Results) -> Iterator[Row]:
-    for case in results.benchmark("streams").get("cases", ()):
+    found = results.benchmark("streams")
+    for case in found.get("cases", ()):
         each = " each" if case["num_streams"] > 1 else ""
         name = f"{_counted(case['num_streams'], 'live stream')}, {case['frames_per_second']:g} "
         name += f"scored frames a second{each}"
         if case["num_processes"] > 1:
             name += ", a process each"
-        yield name, *(_of_streams(case[kind]) for kind in ("decode", "watch"))
+        yield name + _busy(found), *(_of_streams(case[kind]) for kind in ("decode", "watch"))
 
 
 def _of_streams(found: Result) -> str:
@@ -148,7 +149,7 @@ def _of_streams(found: Result) -> str:
 def _start(results: Results) -> Iterator[Row]:
     if found := results.benchmark("start"):
         yield (
-            "from the start of the process to the first frame",
+            f"from the start of the process to the first frame{_busy(found)}",
             f"{found['first_frame_seconds_decode']:.2f} s, {found['peak_rss_mb_decode']:.0f} MB",
             f"{found['first_score_seconds']:.2f} s, {found['peak_rss_mb_at_first_score']:.0f} MB",
         )
@@ -159,7 +160,7 @@ def _memory(results: Results) -> Iterator[Row]:
         minutes, warm = found["seconds"] / 60, found["first_seconds"] / 60
         streams = _counted(found["num_streams"], "live stream")
         yield (
-            f"{streams} for {minutes:.0f} minutes, growth after the first {warm:.0f}",
+            f"{streams} for {minutes:.0f} minutes, growth after the first {warm:.0f}{_busy(found)}",
             "",
             f"{found['growth_mb']:.1f} MB",
         )
@@ -181,18 +182,26 @@ def peers_table(results: Results) -> str:
     heads = ["CPU ms a frame, beyond decoding", "needs a reference", "learnt from people"]
     table = _table(["", *heads, "runs on live streams"], rows)
     left_out = "; ".join(f"{one['name']}: {one['skipped']}" for one in found["skipped"])
-    return f"{_measured([found])}\n\n{table}" + (f"\nLeft out: {left_out}.\n" if left_out else "")
+    tail = f"\nLeft out: {left_out}.\n" if left_out else ""
+    return f"{_measured([found], _busy(found))}\n\n{table}{tail}"
 
 
-def _measured(used: Sequence[Result]) -> str:
+def _measured(used: Sequence[Result], remark: str = "") -> str:
     """On what, when, and of which model where that is no longer the shipped one."""
     there = [found for found in used if found]
     machines = {(r["machine"]["cores"], r["machine"]["processor"]) for r in there}
     said = " and ".join(f"{cores} cores of {name}" for cores, name in sorted(machines))
-    said = f"1080p30 H.264 on {said.replace('(R)', '')} ({', '.join(_dates(there))})"
+    said = f"1080p30 H.264 on {said.replace('(R)', '')} ({', '.join(_dates(there))}){remark}"
     shipped = load_model(_SHIPPED).manifest.version
     versions = {r["model"]["version"] for r in there if "model" in r} - {shipped}
     return said + (f", `{_SHIPPED}` {', '.join(sorted(versions))}:" if versions else ":")
+
+
+def _busy(found: Result) -> str:
+    """Said of what ran beside other work; few figures but CPU time mean much then."""
+    machine = found["machine"]
+    is_busy = machine.get("load_average_at_start", 0.0) > machine["cores"]
+    return " (on a busy machine)" if is_busy else ""
 
 
 def _dates(used: Sequence[Result]) -> list[str]:
@@ -220,26 +229,38 @@ TABLES: Mapping[str, Callable[[Results], str]] = MappingProxyType(
 )
 
 
-def with_tables(page: str, results: Results) -> str:
-    """A page whose every marked place is made anew.
+def with_tables(page: str, results: Results, names: Collection[str] = tuple(TABLES)) -> str:
+    """A page whose every marked place of these names is made anew.
 
-    Raises ``KeyError`` for a name that no table has, and ``ValueError`` where there is no place.
+    Raises ``KeyError`` for a mark that no table has, and ``ValueError`` where there is no mark.
     """
     if not _MARKED.search(page):
         raise ValueError("the page has no <!-- figures of NAME --> with <!-- end --> below it")
-    return _MARKED.sub(
-        lambda found: f"{found['begin']}\n{TABLES[found['name']](results)}\n{found['end']}", page
-    )
+
+    def made_anew(found: re.Match[str]) -> str:
+        make = TABLES[found["name"]]
+        if found["name"] not in names:
+            return found[0]
+        return f"{found['begin']}\n{make(results)}\n{found['end']}"
+
+    return _MARKED.sub(made_anew, page)
 
 
 def main() -> int:
     """Write the tables, or compare; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"All by default: {', '.join(TABLES)}.")
     parser.add_argument("--check", action="store_true", help="Write nothing.")
     parser.add_argument("--page", type=Path, default=ROOT / "README.md")
     arguments = parser.parse_args()
+    names = arguments.names or tuple(TABLES)
+    if unknown := set(names) - set(TABLES):
+        parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
     before = arguments.page.read_text(encoding="utf-8")
-    after = with_tables(before, Results(ROOT))
+    try:
+        after = with_tables(before, Results(ROOT), names)
+    except ValueError as exc:
+        parser.error(str(exc))
     if arguments.check:
         return int(before != after)
     arguments.page.write_text(after, encoding="utf-8")

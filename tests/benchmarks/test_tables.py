@@ -83,6 +83,17 @@ def test_speed_of_an_older_model_is_told(tables, copied):
     assert "`student` 0.0.9" in tables.cost_table(tables.Results(copied)).splitlines()[0]
 
 
+@pytest.mark.parametrize(("load", "is_told"), [(0.4, False), (7.5, True)])
+def test_a_busy_machine_is_told(tables, copied, load, is_told):
+    """What ran while more was to be done than two cores can do says so in its row."""
+    speed = copied / "benchmarks/results/score_every_frame.json"
+    machine = json.loads(speed.read_text())["machine"] | {"load_average_at_start": load, "cores": 2}
+    change(speed, machine=machine)
+    rows = tables.cost_table(tables.Results(copied)).splitlines()
+    (row,) = (row for row in rows if row.startswith("| every frame of a file, CPU"))
+    assert ("(on a busy machine)" in row) == is_told
+
+
 def test_what_was_not_measured_has_no_row(tables, copied, tmp_path_factory):
     """Without results there is no table, and without those of memory no row about it."""
     empty = tables.Results(tmp_path_factory.mktemp("empty"))
