@@ -73,7 +73,7 @@ def activation_spans(
             yield dict(zip(tensors, session.run(tensors, batch), strict=True))
 
     extremes = _extremes(runs())
-    wanted = {"percentile" if m == "mse" else m for m in methods} - {"minmax"}
+    wanted: set[str] = {"percentile" if m == "mse" else m for m in methods} - {"minmax"}
     collectors = {name: _collector(name, extremes, percentile) for name in wanted}
     with contextlib.redirect_stdout(io.StringIO()):  # the collectors tell of each picture
         for values in runs() if collectors else ():
@@ -107,7 +107,7 @@ def _collector(method: str, extremes: Spans, percentile: float) -> HistogramColl
     for name, span in extremes.items():
         low, high = (np.float32(end) for end in span)
         reach = np.float32(max(abs(low), abs(high)))
-        counts, edges = np.histogram([], num_bins, range=(-reach, reach))
+        counts, edges = np.histogram([], num_bins, range=(-float(reach), float(reach)))
         made.histogram_dict[name] = (counts, edges, low, high, reach)
     return made
 
