@@ -73,8 +73,8 @@ def activation_spans(
             yield dict(zip(tensors, session.run(tensors, batch), strict=True))
 
     extremes = _extremes(runs())
-    wanted: set[str] = {"percentile" if m == "mse" else m for m in methods} - {"minmax"}
-    collectors = {name: _collector(name, extremes, percentile) for name in wanted}
+    named = {str("percentile" if m == "mse" else m) for m in methods if m != "minmax"}
+    collectors = {name: _collector(name, extremes, percentile) for name in named}
     with contextlib.redirect_stdout(io.StringIO()):  # the collectors tell of each picture
         for values in runs() if collectors else ():
             for collector in collectors.values():

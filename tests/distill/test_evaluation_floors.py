@@ -80,15 +80,10 @@ def test_a_flag_that_a_model_lacks_is_not_measured():
 
 
 def test_floors_are_of_figures_that_there_are():
-    """Every floor's path leads to a figure of the released result, but for sections that it says
-    were left out, and flags and intervals, which that model does not have.
-    """
-    result = read_result(RESULTS / "robustness-0.4.0.json")
-    absent = {floor.path for floor in FLOORS if figure(result, floor.path) is None}
-    lacking = {f.path for f in FLOORS if "flagged" in f.path or "intervals" in f.path}
-    left_out = {f.path for f in FLOORS if f.path.partition(".")[0] in result["left_out"]}
-    assert absent == lacking | left_out
-    assert len(left_out) < 2
+    """Every floor's path leads to a figure of the released result, which leaves no section out."""
+    result = read_result(RESULTS / "robustness-0.4.1.json")
+    assert [floor.path for floor in FLOORS if figure(result, floor.path) is None] == []
+    assert result["left_out"] == {}
 
 
 def test_the_printed_result_has_ladders_and_gaps(tmp_path):

@@ -13,8 +13,7 @@ from torch import nn  # noqa: E402
 
 from dgiqa_stream.errors import ConfigError  # noqa: E402
 from distill import trainer  # noqa: E402
-from distill.data.batches import BatchMaker  # noqa: E402
-from distill.data.training_data import open_packs, open_shards  # noqa: E402
+from distill.data.training_data import open_packs  # noqa: E402
 from distill.imitating import train_trunk  # noqa: E402
 from distill.models.student import Student, load_student, quantised_points  # noqa: E402
 from distill.models.trunks import WIDTHS, SlimTrunk, Trunk, load_imagenet_  # noqa: E402

@@ -112,15 +112,27 @@ def test_flat_is_a_deviation_of_two_steps(steps, level):
         assert is_flat([view]) == (deviation < FLAT_STEPS)
 
 
-def test_todays_student_says_nothing_of_it():
+def test_a_model_without_either_says_nothing_of_it(sure_model):
     """A model with neither an interval nor a domain has no interval and marks no picture, not even
     black.
     """
-    with load_scorer("student-fp32") as scorer:
+    with load_scorer(sure_model(interval=None, domain=None)) as scorer:
         manifest = scorer.manifest
         (found,) = predict(scorer, np.zeros((64, 64, 3), np.uint8))
     assert (manifest.interval, manifest.domain) == (None, None)
     assert found[2:] == (None, (), None, None)
+
+
+@pytest.mark.parametrize("name", ["student", "student-fp32"])
+def test_the_shipped_students_say_both(name):
+    """Nine tenths are promised, the score lies within, and black is marked as flat and unknown."""
+    with load_scorer(name) as scorer:
+        manifest = scorer.manifest
+        (found,) = predict(scorer, np.zeros((360, 640, 3), np.uint8))
+    assert manifest.interval.coverage == 0.9
+    low, high = found.interval
+    assert 0 <= low < found.score < high <= 100
+    assert found.out_of_domain == ("unfamiliar", "flat")
 
 
 @pytest.mark.parametrize(
