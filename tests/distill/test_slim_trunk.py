@@ -87,7 +87,7 @@ def test_the_fit_is_the_least_squares_solution():
 
 
 def test_the_channels_that_matter_are_kept():
-    """Of ten channels the two that the output is made of are chosen, however loud the others are."""
+    """Of ten channels the two that make the output are chosen, however loud the others are."""
     rng = np.random.default_rng(2)
     y = rng.normal(size=(4, 10, 8, 8)) * 100
     y[:, [3, 7]] /= 100
@@ -147,7 +147,7 @@ def test_a_slim_trunk_needs_a_student_to_begin_with(slim_recipe, packs, backbone
     """ImageNet's weights do not fit it, and the message names the command that makes some."""
     with pytest.raises(ConfigError, match="`imitate`, then --weights"):
         load_imagenet_(SlimTrunk(HALF), backbone)
+    model = msgspec.structs.replace(slim_recipe.model, normalised=True)
+    recipe, data = msgspec.structs.replace(slim_recipe, model=model), open_packs(packs)
     with pytest.raises(ConfigError, match="normalised = false"):
-        model = msgspec.structs.replace(slim_recipe.model, normalised=True)
-        recipe = msgspec.structs.replace(slim_recipe, model=model)
-        train_trunk(recipe, open_packs(packs), tmp_path, backbone=backbone)
+        train_trunk(recipe, data, tmp_path, backbone=backbone)
