@@ -358,6 +358,7 @@ def _source_part(info: StreamInfo) -> msg.SourcePart:
         num_frames_from_header=info.num_frames_from_header,
         is_live=info.is_live,
         container=info.container,
+        decoder=info.decoder,
     )
 
 

@@ -122,6 +122,8 @@ class SourcePart(msgspec.Struct, frozen=True):
     num_frames_from_header: int | None
     is_live: bool
     container: str
+    decoder: str = "software"
+    """What decodes it: ``software``, with the reason where a device was asked for, or a device."""
 
 
 class ViewPart(msgspec.Struct, frozen=True):

@@ -177,7 +177,7 @@ def load_student(path: Path, *, folded: bool = True) -> Student:
     """
     try:
         state = torch.load(path, weights_only=True)
-        student = Student(trunk=_trunk_of(state))
+        student = Student(trunk=trunk_of(state))
         student.load_state_dict(state)
     except FileNotFoundError as exc:
         raise ModelError(f"no weights at {path}: give best.pt of a training run") from exc
@@ -217,7 +217,7 @@ def load_trunk(path: Path) -> Trunk:
     prefix = "trunk."
     weights = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     try:
-        trunk = _trunk_of(state)
+        trunk = trunk_of(state)
         trunk.load_state_dict(weights)
     except (RuntimeError, KeyError, TypeError, IndexError) as exc:
         reason = str(exc).splitlines()[0]
@@ -252,7 +252,7 @@ def load_front_(trunk: FastTrunk, path: Path | None) -> None:
     trunk.front.load_state_dict(taught.state_dict())
 
 
-def _trunk_of(state: dict[str, Tensor]) -> Trunk:
+def trunk_of(state: dict[str, Tensor]) -> Trunk:
     """One that the weights fit."""
     normalised = any(".norm." in name for name in state)
     patches = state.get("trunk.front.patches.weight")

@@ -18,7 +18,7 @@ from torch import Tensor
 from dgiqa_stream.errors import ModelError
 from dgiqa_stream.preprocess import ViewSpec
 from distill.data.loader import PictureSet, Views, random_look, read_ahead, stack, views_of
-from distill.models.student import Student, _trunk_of, load_student
+from distill.models.student import Student, trunk_of, load_student
 from distill.optimising import learning_rate_share, relative_rates
 from distill.say import say
 from quant.low_rank.checkpoint import fill_factored_, read_factored_about, read_tensors
@@ -40,7 +40,7 @@ def open_student(path: Path) -> tuple[Student, list[dict[str, Any]]]:
     about, tensors = read_factored_about(path), read_tensors(path)
     whole = {n: torch.empty(shape, device="meta") for n, shape in about.whole_shapes.items()}
     try:
-        student = Student(trunk=_trunk_of({**tensors, **whole}))
+        student = Student(trunk=trunk_of({**tensors, **whole}))
     except (KeyError, IndexError, TypeError, ValueError) as exc:
         raise ModelError(f"{path.name} does not hold a student's weights: no {exc}") from exc
     fill_factored_(student, tensors, about, path)
