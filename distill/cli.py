@@ -20,7 +20,7 @@ from distill.options import DepthCache, Device, Threads
 from distill.process import command_line
 from distill.say import say
 from distill.teachers.commands import teach, transfer_labels
-from distill.training_commands import begin_training, front, imitate, label, train
+from distill.training_commands import begin_training, imitate, label, train
 
 
 class Protocol(StrEnum):
@@ -45,7 +45,6 @@ _EXTRAS = {"shards": "shards"} | dict.fromkeys(("convert", "label", "score", "te
 
 app.command()(shards)
 app.command()(label)
-app.command()(front)
 app.command()(imitate)
 app.command()(train)
 app.command()(teach)

@@ -1,46 +1,29 @@
-"""A smaller trunk taught to give the maps that MobileNetV2 gives.
+"""A slim trunk taught to give the maps that a trained student's trunk, or MobileNetV2, gives.
 
 No label takes part: the teacher looks at the very views that the pupil looks at, rated pictures
 and degraded ones. What is compared are the channels after the bottlenecks that a head reads, each
-in its own standard deviations, place by place and in the mean over the picture. A slim trunk begins
-with what :func:`distill.slimming.slim_` leaves of its teacher. Of a fast trunk the front alone
-learns first, from the map after bottleneck 2; then the whole trunk makes up for what it does not
-explain.
+in its own standard deviations, place by place and in the mean over the picture. The pupil begins
+with what :func:`distill.slimming.slim_` leaves of its teacher.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dgiqa_stream.errors import ConfigError
 from distill.compute import Compute
 from distill.data.batches import BatchMaker
 from distill.data.training_data import TrainingData
 from distill.head_fit import fit_head_
-from distill.models.student import Student, load_front_, load_student, normalised_view
-from distill.models.trunks import (
-    NUM_EARLY,
-    NUM_SHARED,
-    FastTrunk,
-    PlainFront,
-    ShortTrunk,
-    SlimTrunk,
-    Trunk,
-    copy_late_stages_,
-    load_imagenet_,
-    make_front,
-    make_trunk,
-    still_statistics_,
-)
+from distill.models.student import Student, load_student, normalised_view
+from distill.models.trunks import NUM_SHARED, SlimTrunk, Trunk, load_imagenet_, make_trunk
 from distill.optimising import Averaged, learning_rate_share, relative_rates
-from distill.recipe import ImitationConfig, Recipe
+from distill.recipe import Recipe
 from distill.run_folder import BEST, CHECKPOINT, LOG, RunFolder
 from distill.say import say
 from distill.slimming import slim_
@@ -50,74 +33,57 @@ _LOG_EVERY_STEPS = 20
 _NUM_MEASURED = 4  # batches that the channels' deviations are taken from
 _NUM_SLIMMED_ON = 4  # batches that channels are chosen on
 _SMALLEST_DEVIATION = 1e-3
+_TAPPED = SlimTrunk.TAPPED
 
 
-def train_front(
+def imitate(
     recipe: Recipe,
     data: TrainingData,
     run: Path,
     *,
-    backbone: Path,
+    backbone: Path | None = None,
     teacher: Path | None = None,
     num_steps: int | None = None,
     compute: Compute | None = None,
 ) -> float:
-    """Teach a front; returns the share of the teacher's variance that it leaves unexplained.
+    """Teach a slim trunk; returns the share of the teacher's variance that it leaves unexplained.
 
-    The teacher is the ImageNet ``backbone``, or the trunk of a trained student (``teacher``: its
+    The teacher is an ImageNet ``backbone``, or the trunk of a trained student (``teacher``: its
     weights) that knows already what people see.
 
-    ``num_steps`` ends before the recipe's last step: the average has settled earlier than the rates
-    have fallen. ``run`` receives ``checkpoint.pt`` (to resume), ``best.pt`` (the averaged front,
-    its BatchNorms kept) and ``log.csv``. Raises ``ValueError`` where the backbone is none.
-    """
-    trunk = _teacher(backbone, teacher)
-    imitation = _FrontImitation(recipe, data, RunFolder(run), trunk, compute or Compute())
-    return imitation.run(num_steps)
-
-
-def train_trunk(
-    recipe: Recipe,
-    data: TrainingData,
-    run: Path,
-    *,
-    backbone: Path,
-    front: Path | None = None,
-    teacher: Path | None = None,
-    num_steps: int | None = None,
-    compute: Compute | None = None,
-) -> float:
-    """Teach a whole trunk; returns what it leaves unexplained.
-
-    A fast trunk begins with a ``front`` that was taught and the teacher's late stages, a slim one
-    with the teacher's own channels, the less needed ones left out. As :func:`train_front`, but
-    ``best.pt`` is a student: the averaged trunk, its BatchNorms kept, and a head fitted to the
-    ratings. Raises :class:`ModelError` where the front or the teacher does not fit.
+    ``num_steps`` ends before the recipe's last step. ``run`` receives ``checkpoint.pt`` (to
+    resume), ``best.pt`` (a student: the averaged trunk, and a head fitted to the ratings) and
+    ``log.csv``. Raises :class:`ConfigError` for a recipe without a slim trunk or other than one
+    teacher, :class:`ModelError` where the teacher holds none.
     """
     where, folder = compute or Compute(), RunFolder(run)
-    trunk = make_trunk(recipe.model)
+    pupil = make_trunk(recipe.model)
+    if not isinstance(pupil, SlimTrunk):
+        raise ConfigError('a slim trunk imitates: set trunk = "slim" in [model]')
     taught_by = _teacher(backbone, teacher)
-    if isinstance(trunk, SlimTrunk):
-        if not folder.has_checkpoint():
-            _slim_(trunk, taught_by, recipe, data, where)
-    elif isinstance(trunk, FastTrunk):
-        load_imagenet_(trunk, backbone)
-        if teacher is not None:
-            copy_late_stages_(trunk, taught_by)
-        load_front_(trunk, front)
+    if not folder.has_checkpoint():
+        _slim_(pupil, taught_by, recipe, data, where)
+    return _Imitation(recipe, data, folder, taught_by, where, pupil).run(num_steps)
+
+
+def _teacher(backbone: Path | None, weights: Path | None) -> Trunk:
+    """A trunk that is not to move."""
+    if (backbone is None) == (weights is None):
+        raise ConfigError("a trunk imitates one teacher: give --teacher or --backbone, one of them")
+    if weights is not None:
+        trunk = load_student(weights).trunk
     else:
-        raise ConfigError('a smaller trunk imitates: set trunk = "slim" or "fast" in [model]')
-    still_statistics_(trunk)
-    return _TrunkImitation(recipe, data, folder, taught_by, where, trunk).run(num_steps)
+        assert backbone is not None
+        trunk = Trunk()
+        load_imagenet_(trunk, backbone)
+    return trunk.eval().requires_grad_(False)
 
 
 def _slim_(
     trunk: SlimTrunk, teacher: Trunk, recipe: Recipe, data: TrainingData, where: Compute
 ) -> None:
     """Take the teacher's channels over, chosen on batches that no step takes."""
-    if recipe.model.normalised:
-        raise ConfigError("a slim trunk has no BatchNorms: set normalised = false in [model]")
-    first = recipe.imitate_trunk.num_steps + 2 * _NUM_MEASURED
+    first = recipe.imitate.num_steps + 2 * _NUM_MEASURED
     views: dict[str, list[Tensor]] = {}
     for batch in where.batches(BatchMaker(data, recipe), first, first + _NUM_SLIMMED_ON):
         for name, view in batch.views.items():
@@ -129,17 +95,7 @@ def _slim_(
         )
 
 
-def _teacher(backbone: Path, weights: Path | None) -> Trunk:
-    """A trunk without BatchNorms that is not to move."""
-    if weights is None:
-        trunk = Trunk()
-        load_imagenet_(trunk, backbone)
-    else:
-        trunk = load_student(weights).trunk
-    return trunk.eval().requires_grad_(False)
-
-
-class _Imitation(ABC):
+class _Imitation:
     """One run: a pupil, its teacher, and how far it is."""
 
     def __init__(
@@ -149,19 +105,20 @@ class _Imitation(ABC):
         folder: RunFolder,
         teacher: Trunk,
         where: Compute,
-        config: ImitationConfig,
+        pupil: SlimTrunk,
     ) -> None:
-        self.recipe, self.data, self.config = recipe, data, config
+        self.recipe, self.data, self.config = recipe, data, recipe.imitate
         self.folder, self.compute = folder, where
         self.make = BatchMaker(data, recipe)
-        self.teacher = teacher
+        self.teacher, self.pupil = teacher, pupil
         torch.manual_seed(recipe.train.seed)
-        self.pupil = self._pupil()
         for net in (self.teacher, self.pupil):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             net.to(where.device)
         self.optimiser = torch.optim.AdamW(
-            self._rates(), self.config.rate, weight_decay=self.config.weight_decay
+            relative_rates(pupil, self.config.rate),
+            self.config.rate,
+            weight_decay=self.config.weight_decay,
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser,
@@ -172,27 +129,6 @@ class _Imitation(ABC):
         self.first = 0
         if folder.has_checkpoint():
             self._restore()
-
-    @abstractmethod
-    def _pupil(self) -> nn.Module:
-        """What is taught."""
-
-    @abstractmethod
-    def _rates(self) -> list[dict[str, Any]]:
-        """Its parameters, in groups."""
-
-    @abstractmethod
-    def _maps(self, net: nn.Module, x: Tensor, name: str) -> list[Tensor]:
-        """What is compared, of the pupil or the teacher, for a view of that name."""
-
-    @abstractmethod
-    def _kept(self) -> Mapping[str, Tensor]:
-        """What ``best.pt`` is to hold when the last step is done."""
-
-    def _scaled(self, y: Tensor, at: tuple[str, int]) -> Tensor:
-        """The teacher's map in its channels' standard deviations."""
-        mean, deviation = self.scales[at]
-        return (y - mean) / deviation
 
     def _measured(self) -> dict[tuple[str, int], tuple[Tensor, Tensor]]:
         """Mean and standard deviation of each map's channels, (C, 1, 1) each."""
@@ -213,7 +149,7 @@ class _Imitation(ABC):
     def _taught(self, view: Tensor, name: str) -> list[Tensor]:
         """uint8 (N, H, W, 3) to the teacher's maps, float32."""
         with self.compute.autocast():
-            return [y.float() for y in self._maps(self.teacher, normalised_view(view), name)]
+            return [y.float() for y in _maps(self.teacher, normalised_view(view), name)]
 
     def _restore(self) -> None:
         state = self.folder.load_checkpoint()
@@ -258,7 +194,7 @@ class _Imitation(ABC):
         self.folder.save(self._kept(), BEST)
         return left
 
-    def _losses(self, pupil: nn.Module, views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _losses(self, pupil: Trunk, views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What a step lowers, and the share of variance left in each map, views after views."""
         total = torch.zeros((), device=self.compute.device)
         left = []
@@ -266,18 +202,15 @@ class _Imitation(ABC):
             view = cut.to(self.compute.device)
             wanted = self._taught(view, name)
             with self.compute.autocast():
-                found = self._maps(pupil, normalised_view(view), name)
+                found = _maps(pupil, normalised_view(view), name)
             for k, (y, target) in enumerate(zip(found, wanted, strict=True)):
-                z, aim = self._told(y.float(), (name, k)), self._scaled(target, (name, k))
+                mean, deviation = self.scales[name, k]
+                z, aim = (y.float() - mean) / deviation, (target - mean) / deviation
                 at_places = F.mse_loss(z, aim)
                 of_means = F.mse_loss(z.mean((2, 3)), aim.mean((2, 3)))
                 total = total + at_places + self.config.mean_weight * of_means
                 left.append(at_places.detach())
         return total, torch.stack(left)
-
-    def _told(self, y: Tensor, at: tuple[str, int]) -> Tensor:
-        """The pupil's map in the same units."""
-        return self._scaled(y, at)
 
     @torch.no_grad()
     def _final(self) -> float:
@@ -289,76 +222,19 @@ class _Imitation(ABC):
         ]
         return float(torch.stack(left).mean())
 
-
-class _FrontImitation(_Imitation):
-    def __init__(
-        self, recipe: Recipe, data: TrainingData, folder: RunFolder, teacher: Trunk, where: Compute
-    ) -> None:
-        super().__init__(recipe, data, folder, teacher, where, recipe.imitate)
-
-    def _pupil(self) -> PlainFront:
-        return make_front(self.recipe.model)
-
-    def _rates(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.pupil.parameters())}]
-
-    def _maps(self, net: nn.Module, x: Tensor, name: str) -> list[Tensor]:
-        return [net.early(x) if isinstance(net, Trunk) else net(x)]
-
-    def _told(self, y: Tensor, at: tuple[str, int]) -> Tensor:
-        return y  # learnt in standard deviations; the front that is kept gives the map as it is
-
-    @torch.no_grad()
     def _kept(self) -> Mapping[str, Tensor]:
-        front = self.averaged.model
-        assert isinstance(front, PlainFront)
-        mean, deviation = (scale.flatten() for scale in self.scales["whole", 0])
-        assert front.project.bias is not None
-        front.project.weight.mul_(deviation[:, None, None, None])
-        front.project.bias.copy_(front.project.bias * deviation + mean)
-        return front.state_dict()
-
-    def _scaled(self, y: Tensor, at: tuple[str, int]) -> Tensor:
-        return super()._scaled(y, ("whole", 0))  # one front for both views
-
-
-class _TrunkImitation(_Imitation):
-    def __init__(
-        self,
-        recipe: Recipe,
-        data: TrainingData,
-        folder: RunFolder,
-        teacher: Trunk,
-        where: Compute,
-        trunk: ShortTrunk,
-    ) -> None:
-        self.trunk = trunk
-        super().__init__(recipe, data, folder, teacher, where, recipe.imitate_trunk)
-
-    def _pupil(self) -> ShortTrunk:
-        return self.trunk
-
-    def _rates(self) -> list[dict[str, Any]]:
-        """What is pretrained each by its own size, a front by the rate itself."""
-        if not isinstance(self.trunk, FastTrunk):
-            return relative_rates(self.trunk, self.config.rate)
-        late = relative_rates(self.trunk.blocks, self.config.rate)
-        return [{"params": list(self.trunk.front.parameters())}, *late]
-
-    def _maps(self, net: nn.Module, x: Tensor, name: str) -> list[Tensor]:
-        assert isinstance(net, Trunk)
-        end = ShortTrunk.TAPPED[-1] + 1 if name == "whole" else NUM_SHARED
-        y = net.early(x)
-        maps = [y]
-        for j in range(NUM_EARLY, end):
-            y = net.blocks[j](y)
-            if j in ShortTrunk.TAPPED:
-                maps.append(y)
-        return maps
-
-    def _kept(self) -> Mapping[str, Tensor]:
-        trunk = self.averaged.model
-        assert isinstance(trunk, ShortTrunk)
-        student = Student(trunk=trunk).to(self.compute.device)
+        """The averaged trunk with a head of its own."""
+        student = Student(trunk=self.averaged.model).to(self.compute.device)
         fit_head_(student, self.data, self.recipe, compute=self.compute)
         return student.state_dict()
+
+
+def _maps(net: Trunk, x: Tensor, name: str) -> list[Tensor]:
+    """What is compared, of the pupil or the teacher, for a view of that name."""
+    end = _TAPPED[-1] + 1 if name == "whole" else NUM_SHARED
+    y, maps = F.relu(net.stem(x)), []
+    for j in range(end):
+        y = net.blocks[j](y)
+        if j in _TAPPED:
+            maps.append(y)
+    return maps

@@ -59,22 +59,10 @@ def relative_rates(module: nn.Module, rate: float) -> list[dict[str, Any]]:
     ]
 
 
-def _trunk_rates(trunk: nn.Module, rate: float) -> list[dict[str, Any]]:
-    """One rate for a trunk with its BatchNorms, whose own parameters are not decayed."""
-    if not any(isinstance(module, nn.BatchNorm2d) for module in trunk.modules()):
-        return relative_rates(trunk, rate)
-    weights = [p for p in trunk.parameters() if p.ndim > 1]
-    others = [p for p in trunk.parameters() if p.ndim <= 1]
-    return [
-        {"params": weights, "lr": rate},
-        {"params": others, "lr": rate, "weight_decay": 0.0},
-    ]
-
-
 def make_optimiser(model: Student, objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the student, and over the objective's own parts at the head's rate."""
     head = [*model.hidden.parameters(), *model.quality.parameters()]
-    groups = _trunk_rates(model.trunk, config.trunk_rate)
+    groups = relative_rates(model.trunk, config.trunk_rate)
     groups.append({"params": head, "lr": config.head_rate})
     own = list(objective.parameters())
     if own:

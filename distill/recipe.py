@@ -44,8 +44,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head_epochs: Count
     """Epochs of the head alone on frozen features, before the trunk moves."""
     trunk_rate: Rate
-    """Largest step of the trunk's tensors, as a share of each one's own RMS; of a normalised trunk,
-    whose tensors are of one size, the step itself."""
+    """Largest step of the trunk's tensors, as a share of each one's own RMS."""
     head_rate: Rate
     warmup_steps: int
     weight_decay: float
@@ -75,21 +74,14 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which network the student looks with."""
 
-    trunk: Literal["mobilenetv2", "fast", "slim"] = "mobilenetv2"
-    """fast: a few dense convolutions in place of MobileNetV2's first stages, and no last one; slim:
-    fewer channels in its stem and inside its bottlenecks, and no last convolution."""
+    trunk: Literal["mobilenetv2", "slim"] = "mobilenetv2"
+    """slim: fewer channels in its stem and inside its bottlenecks, and no last convolution."""
     slim_widths: list[Count] = []
     """Channels of a slim trunk's stem, then those inside each of its 17 bottlenecks."""
-    front_width: Count = 32
-    front_depth: Count = 3
-    front_patches: Count | None = None
-    """Channels of the front's first convolution, over squares of 48 numbers; as ``front_width``."""
-    normalised: bool = False
-    """Train with BatchNorms, their statistics standing still; they are folded when it is done."""
 
 
 class ImitationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a front is taught."""
+    """How a slim trunk is taught."""
 
     num_steps: Count = 1500
     rate: Rate = 2e-3
@@ -183,9 +175,6 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train: TrainConfig
     model: ModelConfig = ModelConfig()
     imitate: ImitationConfig = ImitationConfig()
-    """Of the front alone."""
-    imitate_trunk: ImitationConfig = ImitationConfig()
-    """Of all of a fast trunk; the pretrained bottlenecks move by shares of their own RMS."""
     losses: LossConfig = LossConfig()
     chain: ChainConfig | None = None
 

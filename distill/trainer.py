@@ -22,8 +22,8 @@ from distill.data.leave_out import without_kinds
 from distill.data.training_data import TrainingData, open_packs
 from distill.data.twins import without_twins
 from distill.head_fit import fit_head_
-from distill.models.student import Student, load_front_, load_student, load_trunk
-from distill.models.trunks import FastTrunk, load_imagenet_, make_trunk, still_statistics_
+from distill.models.student import Student, load_student, load_trunk
+from distill.models.trunks import load_imagenet_, make_trunk
 from distill.objective import Objective
 from distill.optimising import Averaged, learning_rate_share, make_optimiser
 from distill.recipe import Recipe
@@ -45,7 +45,6 @@ def train(
     run: Path,
     *,
     backbone: Path | None = None,
-    front: Path | None = None,
     weights: Path | None = None,
     prepare: Callable[[Student], None] | None = None,
     num_steps: int | None = None,
@@ -53,17 +52,16 @@ def train(
 ) -> dict[str, Any]:
     """Fit the student; returns the validation figures of the best epoch.
 
-    It starts from an ImageNet ``backbone`` (the head is fitted first; a fast trunk also needs the
-    ``front`` that was taught to imitate it) or from the ``weights`` of a trained student; of a
-    float ``.onnx`` file the trunk is taken and the head fitted first. ``data`` are opened pictures
-    or a folder of packs. ``prepare`` changes what the model computes, not its
-    parameters, before the first step: quantisation-aware training rounds there. ``run`` receives
-    ``checkpoint.pt`` (to resume), ``best.pt`` (weights), ``log.csv``, ``validation.csv`` and
-    ``curves.png``. Raises ``ValueError`` where the data lack pictures, :class:`ConfigError` where
-    they lack labels that the recipe's losses need, or where they or the recipe are not those the
-    run began with, :class:`SourceError` where too many pictures cannot be read, :class:`SinkError`
-    on a full disk, ``FloatingPointError`` where a loss or gradient is no
-    longer a number.
+    It starts from an ImageNet ``backbone``, whose head is fitted first, or from the ``weights`` of
+    a trained student; of a float ``.onnx`` file the trunk is taken and the head fitted first.
+    ``data`` are opened pictures or a folder of packs. ``prepare`` changes what the model computes,
+    not its parameters, before the first step: quantisation-aware training rounds there. ``run``
+    receives ``checkpoint.pt`` (to resume), ``best.pt`` (weights), ``log.csv``, ``validation.csv``
+    and ``curves.png``. Raises ``ValueError`` where the data lack pictures, :class:`ConfigError`
+    where they lack labels that the recipe's losses need, or where they or the recipe are not those
+    the run began with, :class:`SourceError` where too many pictures cannot be read,
+    :class:`SinkError` on a full disk, ``FloatingPointError`` where a loss or gradient is no longer
+    a number.
     """
     if (backbone is None) == (weights is None):
         raise ValueError("training starts from a backbone or from weights: give one of them")
@@ -74,7 +72,7 @@ def train(
     opened = without_kinds(opened, recipe.data.leave_out)
     where = compute or make_compute("cpu", recipe.train.precision)
     fit = _Fit(recipe, opened, folder, where, num_steps)
-    fit.begin(backbone, front, weights)
+    fit.begin(backbone, weights)
     if prepare is not None:
         prepare(fit.model)
         prepare(fit.averaged.model)
@@ -102,7 +100,7 @@ class _Fit:
         self.first, self.best, self.num_skipped = 0, {"srcc": -1.0}, 0
         self.left_out: dict[str, str] = {}
 
-    def begin(self, backbone: Path | None, front: Path | None, weights: Path | None) -> None:
+    def begin(self, backbone: Path | None, weights: Path | None) -> None:
         """Make model and optimiser: where the last checkpoint stopped, or from the start."""
         torch.manual_seed(self.config.seed)
         trunk = make_trunk(self.recipe.model)
@@ -111,11 +109,8 @@ class _Fit:
         is_new = not self.folder.has_checkpoint()
         if is_new and backbone is not None:
             load_imagenet_(trunk, backbone)
-            if isinstance(trunk, FastTrunk):
-                load_front_(trunk, front)
         elif is_new and weights is not None:
             self._begin_with(weights)
-        still_statistics_(trunk)
         self.model.to(self.compute.device)
         self.objective = Objective(self.recipe, self.data).to(self.compute.device)
         self.optimiser = make_optimiser(self.model, self.objective, self.config)
@@ -139,8 +134,7 @@ class _Fit:
             net: nn.Module = self.model.trunk
             state = load_trunk(weights).state_dict()
         else:
-            net, folded = self.model, not self.recipe.model.normalised
-            state = load_student(weights, folded=folded).state_dict()
+            net, state = self.model, load_student(weights).state_dict()
         try:
             net.load_state_dict(state)
         except RuntimeError as exc:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from distill.compute import Compute, Precision
     from distill.data.training_data import TrainingData
 
-FastRecipe = Annotated[Path, typer.Argument(help="Of a student with a fast trunk.")]
-SmallRecipe = Annotated[Path, typer.Argument(help="Of a student with a slim or fast trunk.")]
-Backbone = Annotated[Path, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")]
+SlimRecipe = Annotated[Path, typer.Argument(help="Of a student with a slim trunk.")]
+Backbone = Annotated[Path | None, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")]
 Run = Annotated[Path, typer.Option(help="Folder for checkpoints and logs; resumes from it.")]
 Packs = Annotated[Path | None, typer.Option(help="What `data` wrote.")]
 Shards = Annotated[Path | None, typer.Option(help="What `shards` wrote.")]
@@ -84,12 +83,9 @@ def train(
     recipe: Annotated[Path, typer.Argument()],
     *,
     run: Run,
-    backbone: Annotated[Path | None, typer.Option(help="MobileNetV2 with BatchNorm, .npz.")] = None,
+    backbone: Backbone = None,
     weights: Annotated[
         Path | None, typer.Option(help="To begin with: best.pt of a student, or a float .onnx.")
-    ] = None,
-    front: Annotated[
-        Path | None, typer.Option(help="What `front` wrote: a fast trunk begins with it.")
     ] = None,
     packs: Packs = None,
     shards: Shards = None,
@@ -120,54 +116,17 @@ def train(
         run,
         backbone=backbone,
         weights=weights,
-        front=front,
         num_steps=steps,
         compute=compute,
     )
     typer.echo(json.dumps(best, indent=1))
 
 
-def front(
-    recipe: FastRecipe,
-    *,
-    backbone: Backbone,
-    run: Run,
-    packs: Packs = None,
-    shards: Shards = None,
-    teacher: Teacher = None,
-    steps: EndEarly = None,
-    device: Device = "auto",
-    threads: Threads = 0,
-) -> None:
-    """Teach the front of a fast trunk to imitate MobileNetV2's first stages; needs no label.
-
-    Interrupt it at will: it goes on from its last checkpoint.
-    """
-    from distill.imitating import train_front
-    from distill.recipe import load_recipe
-
-    settings = load_recipe(recipe)
-    compute = begin_training(device, settings.train.precision, threads=threads)
-    left = train_front(
-        settings,
-        _opened(packs, shards, None),
-        run,
-        backbone=backbone,
-        teacher=teacher,
-        num_steps=steps,
-        compute=compute,
-    )
-    say(f"{left:.4f} of the variance is left unexplained; the front is in {run}")
-
-
 def imitate(
-    recipe: SmallRecipe,
+    recipe: SlimRecipe,
     *,
-    backbone: Backbone,
     run: Run,
-    front: Annotated[
-        Path | None, typer.Option(help="What `front` wrote: a fast trunk begins with it.")
-    ] = None,
+    backbone: Backbone = None,
     packs: Packs = None,
     shards: Shards = None,
     teacher: Teacher = None,
@@ -175,21 +134,20 @@ def imitate(
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Teach a slim or fast trunk to imitate MobileNetV2, and fit a head: a whole student.
+    """Teach a slim trunk to imitate a larger one, and fit a head: a whole student.
 
     Interrupt it at will: it goes on from its last checkpoint.
     """
-    from distill.imitating import train_trunk
+    from distill.imitating import imitate as teach
     from distill.recipe import load_recipe
 
     settings = load_recipe(recipe)
     compute = begin_training(device, settings.train.precision, threads=threads)
-    left = train_trunk(
+    left = teach(
         settings,
         _opened(packs, shards, None),
         run,
         backbone=backbone,
-        front=front,
         teacher=teacher,
         num_steps=steps,
         compute=compute,

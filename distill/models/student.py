@@ -5,9 +5,8 @@ receptive field says nothing about stitched squares. Spatial means after several
 quality shows at every scale, then a small regression head. Only Conv, ReLU, Add, mean pooling,
 Concat, Gemm and a final sigmoid: what INT8 engines run without leaving integers.
 
-Every BatchNorm is folded into its convolution, at the start or when its weights are loaded: the
-statistics stay those of ImageNet, which also makes training on few cores faster and leaves nothing
-to fold at export.
+Every BatchNorm is folded into its convolution at the start: the statistics stay those of ImageNet,
+which also makes training on few cores faster and leaves nothing to fold at export.
 """
 
 from __future__ import annotations
@@ -21,19 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgiqa_stream.errors import ConfigError, ModelError
+from dgiqa_stream.errors import ModelError
 from distill.models.trunks import (
     CHANNELS,
     INPUT_MEAN,
     INPUT_STD,
     Bottleneck,
-    FastTrunk,
-    NormConv2d,
-    PlainFront,
-    ShortTrunk,
     SlimTrunk,
     Trunk,
-    fold_,
 )
 
 HEAD_WIDTH = 64
@@ -110,31 +104,18 @@ def quantised_points(student: Student) -> list[Point]:
     is the sum with its shortcut. The pooled features and the head stay in float.
     """
     trunk = student.trunk
-    points: list[Point] = []
-    if isinstance(trunk, FastTrunk):
-        points += _points_of_front(trunk.front)
-    else:
-        points.append(("trunk.stem", trunk.stem, "relu"))
+    points: list[Point] = [("trunk.stem", trunk.stem, "relu")]
     for j, block in enumerate(trunk.blocks):
-        if not isinstance(block, Bottleneck):
-            continue
+        assert isinstance(block, Bottleneck)
         name = f"trunk.blocks.{j}"
         points.append((f"{name}.expand", block.expand, "relu"))
         points.append((f"{name}.depthwise", block.depthwise, "relu"))
         points.append((f"{name}.project", block.project, "linear"))
         if block.shortcut:
             points.append((name, block, "add"))
-    if not isinstance(trunk, ShortTrunk):
+    if not isinstance(trunk, SlimTrunk):
         points.append(("trunk.last", trunk.last, "relu"))
     return points
-
-
-def _points_of_front(front: PlainFront) -> list[Point]:
-    name = "trunk.front"
-    body = [(f"{name}.body.{j}", conv) for j, conv in enumerate(front.body)]
-    rounded = [(f"{name}.patches", front.patches), *body]
-    points: list[Point] = [(where, conv, "relu") for where, conv in rounded]
-    return [*points, (f"{name}.project", front.project, "linear")]
 
 
 class Deployed(nn.Module):
@@ -169,11 +150,10 @@ def normalised_view(view: Tensor) -> Tensor:
     return (x.float() - INPUT_MEAN) / INPUT_STD
 
 
-def load_student(path: Path, *, folded: bool = True) -> Student:
+def load_student(path: Path) -> Student:
     """A trained student from its weights; raises :class:`ModelError` where they are not one's.
 
-    What kind it is, the weights tell. ``folded`` puts its BatchNorms into the convolutions, where
-    it was trained with them.
+    Which trunk it has, the weights tell.
     """
     try:
         state = torch.load(path, weights_only=True)
@@ -192,8 +172,6 @@ def load_student(path: Path, *, folded: bool = True) -> Student:
     ) as exc:
         reason = str(exc).splitlines()[0]
         raise ModelError(f"{path.name} does not hold a student's weights: {reason}") from exc
-    if folded:
-        fold_(student)
     return student
 
 
@@ -227,41 +205,9 @@ def load_trunk(path: Path) -> Trunk:
     return trunk
 
 
-def load_front_(trunk: FastTrunk, path: Path | None) -> None:
-    """Fill the front of a trunk from what ``dgiqa-distill front`` wrote, folded if the trunk is.
-
-    Raises :class:`ConfigError` where none is given, :class:`ModelError` where it does not fit.
-    """
-    if path is None:
-        raise ConfigError("a fast trunk begins with a front: teach one (front), give it (--front)")
-    taught = PlainFront(
-        width=trunk.front.width,
-        depth=len(trunk.front.body),
-        patch_width=trunk.front.patch_width,
-        normalised=True,
-    )
-    try:
-        taught.load_state_dict(torch.load(path, weights_only=True))
-    except FileNotFoundError as exc:
-        raise ModelError(f"no front at {path}: give best.pt of a `front` run") from exc
-    except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise ModelError(f"{path.name} does not hold the recipe's front: {reason}") from exc
-    if not isinstance(trunk.front.patches, NormConv2d):
-        fold_(taught)
-    trunk.front.load_state_dict(taught.state_dict())
-
-
 def trunk_of(state: dict[str, Tensor]) -> Trunk:
     """One that the weights fit."""
-    normalised = any(".norm." in name for name in state)
-    patches = state.get("trunk.front.patches.weight")
-    if patches is None and "trunk.last.weight" in state:
-        return Trunk(normalised=normalised)
-    if patches is None:
-        inner = (len(state[f"trunk.blocks.{j}.expand.weight"]) for j in range(len(CHANNELS)))
-        return SlimTrunk([len(state["trunk.stem.weight"]), *inner], normalised=normalised)
-    depth = sum(".front.body." in name and name.endswith("weight") for name in state)
-    depth -= sum(".front.body." in name and name.endswith("norm.weight") for name in state)
-    width = state["trunk.front.project.weight"].shape[1]
-    return FastTrunk(width=width, depth=depth, patch_width=len(patches), normalised=normalised)
+    if "trunk.last.weight" in state:
+        return Trunk()
+    inner = (len(state[f"trunk.blocks.{j}.expand.weight"]) for j in range(len(CHANNELS)))
+    return SlimTrunk([len(state["trunk.stem.weight"]), *inner])

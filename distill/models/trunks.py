@@ -1,10 +1,8 @@
 """The convolutional networks that a student looks with.
 
 The backbone follows MobileNetV2 (arXiv 1801.04381, table 2) in Gluon's variant: ReLU instead of
-ReLU6 and stride 2 at bottlenecks 1, 3, 10, 13. Half of its time in INT8 goes into the stem and the
-first three bottlenecks, at large pictures and few channels; :class:`FastTrunk` has a few dense
-convolutions in their place, taught to give the same map. :class:`SlimTrunk` is MobileNetV2 with
-fewer channels inside each bottleneck.
+ReLU6 and stride 2 at bottlenecks 1, 3, 10, 13. :class:`SlimTrunk` is the same with fewer channels
+inside each bottleneck, and without the last convolution.
 """
 
 from __future__ import annotations
@@ -27,8 +25,6 @@ EXPANSION = 6
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 TAPPED: tuple[int, ...] = (2, 5, 9, 12, 15)
 """Bottlenecks whose spatial mean the head reads, beside the last convolution's."""
-NUM_EARLY = 3
-"""Bottlenecks at full, half and a quarter of the picture's size: half of an INT8 trunk's time."""
 NUM_SHARED = 13
 """Bottlenecks that both views pass; the whole view alone passes the rest."""
 BATCHNORM_EPSILON = 1e-5
@@ -42,9 +38,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class NormConv2d(nn.Conv2d):
     """A convolution without bias and its BatchNorm: one convolution once folded."""
 
-    has_still_statistics = False
-    """Whether the mean and variance stay what they are while everything else is trained."""
-
     def __init__(
         self, cin: int, cout: int, kernel: int, stride: int, padding: int, *, groups: int
     ) -> None:
@@ -53,57 +46,17 @@ class NormConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H/s, W/s)."""
-        if self.has_still_statistics:
-            return self._conv_forward(x, *self.as_one())
         y: Tensor = self.norm(super().forward(x))
         return y
-
-    def as_one(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that both are while the statistics stand still."""
-        norm = self.norm
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)  # (C',)
-        return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-
-
-def still_statistics_(module: nn.Module) -> None:
-    """Let every BatchNorm's statistics stand still: what is trained is as fast as if folded."""
-    for conv in module.modules():
-        if isinstance(conv, NormConv2d):
-            conv.has_still_statistics = True
-
-
-def fold_(module: nn.Module) -> None:
-    """Put one plain convolution in place of every convolution with its BatchNorm."""
-    for name, child in module.named_children():
-        if not isinstance(child, NormConv2d):
-            fold_(child)
-            continue
-        folded = nn.Conv2d(
-            child.in_channels,
-            child.out_channels,
-            child.kernel_size,  # type: ignore[arg-type]  # (k, k), as its stride and padding
-            child.stride,  # type: ignore[arg-type]
-            child.padding,  # type: ignore[arg-type]
-            groups=child.groups,
-        )
-        with torch.no_grad():
-            weight, bias = child.as_one()
-            folded.weight.copy_(weight)
-            assert folded.bias is not None
-            folded.bias.copy_(bias)
-        setattr(module, name, folded)
 
 
 def convolution(
     cin: int, cout: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, normalised: bool
 ) -> nn.Conv2d:
-    """With its BatchNorm where ``normalised``; padded unless its windows lie side by side."""
-    padding = 0 if stride == kernel else kernel // 2
+    """With its BatchNorm where ``normalised``."""
     if normalised:
-        return NormConv2d(cin, cout, kernel, stride, padding, groups=groups)
-    return nn.Conv2d(cin, cout, kernel, stride, padding, groups=groups)
+        return NormConv2d(cin, cout, kernel, stride, kernel // 2, groups=groups)
+    return nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups)
 
 
 class Bottleneck(nn.Module):
@@ -177,22 +130,15 @@ class Trunk(nn.Module):
         """Length of the vector that :meth:`late` gives of one picture."""
         return sum(CHANNELS[j] for j in self.TAPPED if j >= NUM_SHARED) + LAST_CHANNELS
 
-    def early(self, x: Tensor) -> Tensor:
-        """The first stages: normalised RGB (B, 3, H, W) to (B, 24, H/4, W/4)."""
-        x = F.relu(self.stem(x))  # (B, 32, H/2, W/2)
-        for block in self.blocks[:NUM_EARLY]:
-            x = block(x)  # (B, C_j, H/2..H/4, W/2..W/4)
-        return x
-
     def shared(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The stages of every view: normalised RGB (B, 3, H, W) to (B, 96, H/16, W/16) and means.
 
         The means are (B, num_shared_features).
         """
-        x = self.early(x)
-        taps = [x.mean((2, 3))]  # (B, 24)
-        for j, block in enumerate(self.blocks[NUM_EARLY:NUM_SHARED], NUM_EARLY):
-            x = block(x)  # (B, C_j, H/4..H/16, W/4..W/16)
+        x = F.relu(self.stem(x))  # (B, widths[0], H/2, W/2)
+        taps = []
+        for j, block in enumerate(self.blocks[:NUM_SHARED]):
+            x = block(x)  # (B, C_j, H/2..H/16, W/2..W/16)
             if j in self.TAPPED:
                 taps.append(x.mean((2, 3)))  # (B, C_j)
         return x, torch.cat(taps, 1)
@@ -213,44 +159,8 @@ class Trunk(nn.Module):
         return x, taps
 
 
-class PlainFront(nn.Module):
-    """Picture to the map that MobileNetV2 has after its bottleneck 2, by dense convolutions.
-
-    Squares of 4 x 4 pixels, then 3 x 3 convolutions with ReLU: no depthwise convolution, nothing at
-    full or half size.
-    """
-
-    PATCH_PX = 4
-
-    def __init__(
-        self, *, width: int, depth: int, patch_width: int | None = None, normalised: bool = False
-    ) -> None:
-        """``depth`` convolutions of ``width`` channels between the patches and the last one.
-
-        A patch has 48 numbers: with fewer channels of its own (``patch_width``, as many as
-        ``width`` unless given) the first convolution would lose some of what it sees.
-        """
-        super().__init__()
-        self.width, self.patch_width = width, patch_width or width
-        patch, out = self.PATCH_PX, CHANNELS[NUM_EARLY - 1]
-        self.patches = convolution(3, self.patch_width, patch, patch, normalised=normalised)
-        self.body = nn.ModuleList(
-            convolution(width if j else self.patch_width, width, 3, normalised=normalised)
-            for j in range(depth)
-        )
-        self.project = convolution(width, out, 3, normalised=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised RGB (B, 3, H, W), sides divisible by 4, to (B, 24, H/4, W/4)."""
-        x = F.relu(self.patches(x))  # (B, patch_width, H/4, W/4)
-        for conv in self.body:
-            x = F.relu(conv(x))  # (B, width, H/4, W/4)
-        y: Tensor = self.project(x)  # (B, 24, H/4, W/4)
-        return y
-
-
-class ShortTrunk(Trunk):
-    """MobileNetV2 without its last convolution.
+class SlimTrunk(Trunk):
+    """MobileNetV2 with fewer channels in its stem and inside its bottlenecks, its end cut off.
 
     The whole view's features end with the means after the last bottleneck: the 1,280 of the last
     convolution cost a fifth of all parameters and agree no better with people.
@@ -258,9 +168,16 @@ class ShortTrunk(Trunk):
 
     TAPPED = (*TAPPED, len(CHANNELS) - 1)
 
-    def __init__(self, *, normalised: bool = False) -> None:
-        super().__init__(normalised=normalised)
+    def __init__(self, widths: Sequence[int]) -> None:
+        """``widths``: channels of the stem, then those inside each of the 17 bottlenecks."""
+        super().__init__()
+        if len(widths) != len(WIDTHS):
+            raise ValueError(f"{len(widths)} widths, and a slim trunk has {len(WIDTHS)}")
         del self.last
+        self.widths = tuple(widths)
+        self.stem = convolution(3, widths[0], 3, 2, normalised=False)
+        for j in range(len(CHANNELS)):
+            self.blocks[j] = bottleneck(j, normalised=False, widths=widths)
 
     @property
     def num_late_features(self) -> int:
@@ -272,94 +189,18 @@ class ShortTrunk(Trunk):
         return torch.cat(self._late_means(x)[1], 1)
 
 
-class SlimTrunk(ShortTrunk):
-    """MobileNetV2 with fewer channels in its stem and inside its bottlenecks."""
-
-    def __init__(self, widths: Sequence[int], *, normalised: bool = False) -> None:
-        """``widths``: channels of the stem, then those inside each of the 17 bottlenecks."""
-        super().__init__(normalised=normalised)
-        if len(widths) != len(WIDTHS):
-            raise ValueError(f"{len(widths)} widths, and a slim trunk has {len(WIDTHS)}")
-        self.widths = tuple(widths)
-        self.stem = convolution(3, widths[0], 3, 2, normalised=normalised)
-        for j in range(len(CHANNELS)):
-            self.blocks[j] = bottleneck(j, normalised=normalised, widths=widths)
-
-
-class FastTrunk(ShortTrunk):
-    """MobileNetV2 from bottleneck 3 on, behind a :class:`PlainFront`."""
-
-    def __init__(
-        self,
-        *,
-        width: int = 32,
-        depth: int = 3,
-        patch_width: int | None = None,
-        normalised: bool = False,
-    ) -> None:
-        """Width and depth are the front's."""
-        super().__init__(normalised=normalised)
-        del self.stem
-        self.front = PlainFront(
-            width=width, depth=depth, patch_width=patch_width, normalised=normalised
-        )
-        for j in range(NUM_EARLY):
-            self.blocks[j] = nn.Identity()  # the others keep their numbers
-
-    def early(self, x: Tensor) -> Tensor:
-        """As MobileNetV2's, by other means."""
-        y: Tensor = self.front(x)
-        return y
-
-
-def make_front(config: ModelConfig) -> PlainFront:
-    """The front of a fast trunk, its BatchNorms beside it."""
-    return PlainFront(
-        width=config.front_width,
-        depth=config.front_depth,
-        patch_width=config.front_patches,
-        normalised=True,
-    )
-
-
 def make_trunk(config: ModelConfig) -> Trunk:
     """The trunk that a recipe asks for, its weights drawn at random."""
-    if config.trunk == "mobilenetv2":
-        return Trunk(normalised=config.normalised)
-    if config.trunk == "slim":
-        return SlimTrunk(config.slim_widths or WIDTHS, normalised=config.normalised)
-    return FastTrunk(
-        width=config.front_width,
-        depth=config.front_depth,
-        patch_width=config.front_patches,
-        normalised=config.normalised,
-    )
-
-
-@torch.no_grad()
-def copy_late_stages_(pupil: FastTrunk, teacher: Trunk) -> None:
-    """Give a fast trunk the bottlenecks from 3 on of a trunk without BatchNorms.
-
-    Where the pupil has BatchNorms, theirs become those that change nothing but add the bias.
-    """
-    for j in range(NUM_EARLY, len(CHANNELS)):
-        mine, theirs = pupil.blocks[j], teacher.blocks[j]
-        assert isinstance(mine, Bottleneck)
-        assert isinstance(theirs, Bottleneck)
-        for name in ("expand", "depthwise", "project"):
-            conv, source = getattr(mine, name), getattr(theirs, name)
-            channels = len(source.bias)
-            ones, zeros = torch.ones(channels), torch.zeros(channels)
-            _fill_(conv, source.weight, ones, source.bias, zeros, ones - BATCHNORM_EPSILON)
+    return Trunk() if config.trunk == "mobilenetv2" else SlimTrunk(config.slim_widths or WIDTHS)
 
 
 def load_imagenet_(trunk: Trunk, weights: Path) -> None:
     """Fill the trunk from the float32 ``.npz`` of MobileNetV2 with its BatchNorms.
 
     The ImageNet normalisation is re-expressed in :data:`INPUT_MEAN` and :data:`INPUT_STD` by the
-    first convolution; only its outermost row and column of padding differ from the original. Of a
-    :class:`FastTrunk` the bottlenecks from 3 on are filled; its front is trained.
-    Raises ``ValueError`` where the file holds something else.
+    first convolution; only its outermost row and column of padding differ from the original.
+    Raises ``ValueError`` where the file holds something else, :class:`ConfigError` for a slim
+    trunk, which such weights do not fit.
     """
     with np.load(weights) as stored:
         arrays = {name.removeprefix("mobilenetv20_features_"): stored[name] for name in stored}
@@ -367,14 +208,11 @@ def load_imagenet_(trunk: Trunk, weights: Path) -> None:
         raise ConfigError("a slim trunk begins with a student's weights: `imitate`, then --weights")
     if "linearbottleneck16_batchnorm2_running_var" not in arrays:
         raise ValueError(f"{weights} does not hold MobileNetV2 with its BatchNorms")
-    stem = None if isinstance(trunk, FastTrunk) else trunk.stem
-    convs: list[tuple[nn.Conv2d, str, int]] = []
+    convs: list[tuple[nn.Conv2d, str, int]] = [(trunk.stem, "", 0), (trunk.last, "", 1)]
     for j, block in enumerate(trunk.blocks):
-        if isinstance(block, Bottleneck):
-            parts = (block.expand, block.depthwise, block.project)
-            convs += [(conv, f"linearbottleneck{j}_", i) for i, conv in enumerate(parts)]
-    if stem is not None:
-        convs += [(stem, "", 0), (trunk.last, "", 1)]
+        assert isinstance(block, Bottleneck)
+        parts = (block.expand, block.depthwise, block.project)
+        convs += [(conv, f"linearbottleneck{j}_", i) for i, conv in enumerate(parts)]
     with torch.no_grad():
         for conv, prefix, i in convs:
             gamma, beta, mean, var = (
@@ -382,7 +220,7 @@ def load_imagenet_(trunk: Trunk, weights: Path) -> None:
                 for part in ("gamma", "beta", "running_mean", "running_var")
             )
             weight = torch.from_numpy(arrays[f"{prefix}conv{i}_weight"])
-            if conv is stem:
+            if conv is trunk.stem:
                 # imagenet's normalised colour c = ours * gain[c] + shift[c]
                 std = torch.tensor(IMAGENET_STD) * 255
                 gain = INPUT_STD / std

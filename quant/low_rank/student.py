@@ -18,7 +18,7 @@ from torch import Tensor
 from dgiqa_stream.errors import ModelError
 from dgiqa_stream.preprocess import ViewSpec
 from distill.data.loader import PictureSet, Views, random_look, read_ahead, stack, views_of
-from distill.models.student import Student, trunk_of, load_student
+from distill.models.student import Student, load_student, trunk_of
 from distill.optimising import learning_rate_share, relative_rates
 from distill.say import say
 from quant.low_rank.checkpoint import fill_factored_, read_factored_about, read_tensors

@@ -26,9 +26,11 @@ Rgb = NDArray[np.uint8]
 WEIGHTS = "mobilenetv2_imagenet_bn_fp32.npz"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread():
-    """One thread for torch and OpenCV: the machine may be busy, and sums keep their order."""
+    """One thread for torch and OpenCV: the machine may be busy, and sums keep their order. For each
+    test anew, as the commands take all cores.
+    """
     cv2.setNumThreads(1)
     if importlib.util.find_spec("torch"):
         import torch
@@ -100,7 +102,7 @@ def toml_of(recipe: Recipe) -> str:
     lines = [f"name = {made['name']!r}"]
     for view in made["views"]:
         lines += ["[[views]]", *keys(view)]
-    for table in ("data", "model", "imitate", "imitate_trunk", "train", "losses"):
+    for table in ("data", "model", "imitate", "train", "losses"):
         lines += [f"[{table}]", *keys(made[table])]
     return "\n".join(lines) + "\n"
 

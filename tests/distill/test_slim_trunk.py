@@ -12,9 +12,9 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from dgiqa_stream.errors import ConfigError  # noqa: E402
-from distill import trainer  # noqa: E402
+from distill import imitating, trainer  # noqa: E402
 from distill.data.training_data import open_packs  # noqa: E402
-from distill.imitating import train_trunk  # noqa: E402
+from distill.imitating import imitate  # noqa: E402
 from distill.models.student import Student, load_student, quantised_points  # noqa: E402
 from distill.models.trunks import WIDTHS, SlimTrunk, Trunk, load_imagenet_  # noqa: E402
 from distill.recipe import ImitationConfig, ModelConfig  # noqa: E402
@@ -123,7 +123,7 @@ def slim_recipe(recipe):
     return msgspec.structs.replace(
         recipe,
         model=ModelConfig(trunk="slim", slim_widths=list(HALF)),
-        imitate_trunk=ImitationConfig(num_steps=20, rate=2e-3, warmup_steps=2, ema_decay=0.5),
+        imitate=ImitationConfig(num_steps=20, rate=2e-3, warmup_steps=2, ema_decay=0.5),
     )
 
 
@@ -133,21 +133,64 @@ def test_imitation_recovers_what_slimming_lost(slim_recipe, packs, backbone, tmp
 
     def left_after(num_steps):
         run = tmp_path / str(num_steps)
-        return train_trunk(slim_recipe, data, run, backbone=backbone, num_steps=num_steps)
+        return imitate(slim_recipe, data, run, backbone=backbone, num_steps=num_steps)
 
     assert left_after(20) < 0.97 * left_after(1)
     imitated = tmp_path / "20" / "best.pt"
+    before = load_student(imitated)
+    assert not torch.equal(before.feature_std, torch.ones_like(before.feature_std))  # has a head
     trainer.train(slim_recipe, data, tmp_path / "run", weights=imitated, num_steps=2)
-    before, after = (load_student(p) for p in (imitated, tmp_path / "run" / "best.pt"))
+    after = load_student(tmp_path / "run" / "best.pt")
     moved = after.trunk.blocks[5].expand.weight - before.trunk.blocks[5].expand.weight
     assert 0 < moved.abs().max() < 0.1 * before.trunk.blocks[5].expand.weight.abs().max()
 
 
-def test_a_slim_trunk_needs_a_student_to_begin_with(slim_recipe, packs, backbone, tmp_path):
-    """ImageNet's weights do not fit it, and the message names the command that makes some."""
+def test_an_interrupted_imitation_ends_like_another(
+    slim_recipe, packs, backbone, tmp_path, monkeypatch
+):
+    """Stopped after a checkpoint, ended early on purpose, and run again, the student is bit for bit
+    the one left alone.
+    """
+    monkeypatch.setattr(imitating, "_CHECKPOINT_EVERY_STEPS", 2)
+    config = msgspec.structs.replace(slim_recipe.imitate, num_steps=6)
+    recipe, data = msgspec.structs.replace(slim_recipe, imitate=config), open_packs(packs)
+    imitate(recipe, data, tmp_path / "whole", backbone=backbone)
+    honest, calls = imitating.Averaged.update, []
+
+    def update(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return honest(*args)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(imitating.Averaged, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            imitate(recipe, data, tmp_path / "cut", backbone=backbone)
+    imitate(recipe, data, tmp_path / "cut", backbone=backbone, num_steps=5)
+    early = torch.load(tmp_path / "cut" / "best.pt", weights_only=True)
+    imitate(recipe, data, tmp_path / "cut", backbone=backbone)
+    whole, cut = (torch.load(tmp_path / n / "best.pt", weights_only=True) for n in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert not torch.equal(early["trunk.stem.weight"], whole["trunk.stem.weight"])
+
+
+def test_a_trained_student_can_be_the_teacher(slim_recipe, packs, backbone, tmp_path):
+    """With a student's weights its trunk is imitated: what is left differs from ImageNet's."""
+    torch.manual_seed(4)
+    torch.save(Student().state_dict(), tmp_path / "best.pt")
+    data = open_packs(packs)
+    of_imagenet = imitate(slim_recipe, data, tmp_path / "a", backbone=backbone, num_steps=1)
+    teacher = tmp_path / "best.pt"
+    of_student = imitate(slim_recipe, data, tmp_path / "b", teacher=teacher, num_steps=1)
+    assert of_student != pytest.approx(of_imagenet)
+
+
+def test_what_cannot_begin_is_told(recipe, packs, backbone, tmp_path):
+    """ImageNet's weights do not fit a slim trunk, and the message names the command that makes
+    some; a recipe with MobileNetV2's own trunk imitates nothing.
+    """
     with pytest.raises(ConfigError, match="`imitate`, then --weights"):
         load_imagenet_(SlimTrunk(HALF), backbone)
-    model = msgspec.structs.replace(slim_recipe.model, normalised=True)
-    recipe, data = msgspec.structs.replace(slim_recipe, model=model), open_packs(packs)
-    with pytest.raises(ConfigError, match="normalised = false"):
-        train_trunk(recipe, data, tmp_path, backbone=backbone)
+    with pytest.raises(ConfigError, match=r"trunk = \"slim\""):
+        imitate(recipe, open_packs(packs), tmp_path, backbone=backbone)

@@ -55,20 +55,26 @@ def test_an_absent_device_is_told(call, recipe_file, tmp_path):
     assert "--device cpu" in line
 
 
-@pytest.mark.parametrize(("command", "more"), [("front", []), ("imitate", ["--front", "f.pt"])])
-def test_a_student_to_imitate_that_is_absent_is_told(
-    call, recipe, recipe_text, packs, backbone, tmp_path, command, more
+@pytest.mark.parametrize(
+    ("teachers", "code", "told"),
+    [
+        (["--teacher", "gone.pt"], 5, "no weights at gone.pt"),
+        ([], 2, "one of them"),
+        (["--teacher", "a.pt", "--backbone", "b.npz"], 2, "one of them"),
+    ],
+)
+def test_a_trunk_imitates_one_teacher(
+    call, recipe, recipe_text, packs, tmp_path, teachers, code, told
 ):
-    """``--teacher`` is read by both commands: weights that are not there end with 5."""
-    fast = msgspec.structs.replace(recipe, model=ModelConfig(trunk="fast", normalised=True))
-    (tmp_path / "fast.toml").write_text(recipe_text(fast))
-    code, lines, _ = call(
-        command, tmp_path / "fast.toml", "--backbone", backbone, "--packs", packs, "--run",
-        tmp_path / "run", "--teacher", tmp_path / "gone.pt", "--device", "cpu", "--threads", 1,
-        *more,
+    """Weights that are not there end with 5; none, or two teachers, are a matter of usage."""
+    slim = msgspec.structs.replace(recipe, model=ModelConfig(trunk="slim", slim_widths=[16] * 18))
+    (tmp_path / "slim.toml").write_text(recipe_text(slim))
+    found, lines, _ = call(
+        "imitate", tmp_path / "slim.toml", "--packs", packs, "--run", tmp_path / "run",
+        "--device", "cpu", "--threads", 1, *teachers,
     )  # fmt: skip
-    assert code == 5
-    assert "no weights at" in lines[-1]
+    assert found == code
+    assert told in lines[-1]
 
 
 def test_an_absent_teacher_is_told(call, shards, tmp_path):
