@@ -26,16 +26,26 @@ Rgb = NDArray[np.uint8]
 WEIGHTS = "mobilenetv2_imagenet_bn_fp32.npz"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """One thread for torch and OpenCV: the machine may be busy, and sums keep their order. For each
-    test anew, as the commands take all cores.
-    """
+def use_one_thread() -> None:
+    """For torch and OpenCV: the machine may be busy, and sums keep their order."""
     cv2.setNumThreads(1)
     if importlib.util.find_spec("torch"):
         import torch
 
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """One thread from the first test on."""
+    use_one_thread()
+
+
+@pytest.fixture(autouse=True)
+def one_thread_again():
+    """One thread for the next test, too, where a command took all cores."""
+    yield
+    use_one_thread()
 
 
 def textured(seed: int, height: int = 96, width: int = 128) -> Rgb:

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ENGINE = Path(__file__).parents[2] / "quant" / "tensorrt" / "engine.py"
+import quant
+
+ENGINE = Path(quant.__file__).parent / "tensorrt" / "engine.py"
 CONVERT = "torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine"
 INPUT = "torch_tensorrt.Input"
 REMOVED_IN_11 = ("EXPLICIT_BATCH", "FP16", "int8_calibrator", "platform_has_fast_int8")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-TOP = Path(__file__).parents[2]
-PACKAGES = ("dgiqa_stream", "distill", "quant", "plugins", "benchmarks")
+import dgiqa_stream
+
+INSTALLED = Path(dgiqa_stream.__file__).parents[1]
+CHECKOUT = Path(os.environ.get("DGIQA_CHECKOUT", Path(__file__).parents[2]))
+FOLDERS = [
+    *(INSTALLED / name for name in ("dgiqa_stream", "distill", "quant", "plugins")),
+    CHECKOUT / "benchmarks",
+]
 UNSAFE = {
     "pickle": {"load", "loads", "Unpickler"},
     "dill": {"load", "loads"},
@@ -39,9 +46,13 @@ def unsafe_calls(source: str) -> Iterator[str]:
             yield ast.unparse(node)
 
 
-def files() -> list[Path]:
-    """Every module of the packages that are here."""
-    return [p for name in PACKAGES for p in sorted((TOP / name).rglob("*.py"))]
+def files() -> dict[str, Path]:
+    """Every module of the packages, as they are installed, by its place in the checkout."""
+    return {
+        str(path.relative_to(folder.parent)): path
+        for folder in FOLDERS
+        for path in sorted(folder.rglob("*.py"))
+    }
 
 
 def test_nothing_is_unpickled():
@@ -49,8 +60,8 @@ def test_nothing_is_unpickled():
     no module that unpickles is asked, but where a program is read after a look for pickles.
     """
     found = {
-        str(path.relative_to(TOP)): calls
-        for path in files()
+        name: calls
+        for name, path in files().items()
         if (calls := list(unsafe_calls(path.read_text(encoding="utf-8"))))
     }
     assert found.pop(TORCH_EXPORT) == ["torch.export.load(path)"]
@@ -59,7 +70,7 @@ def test_nothing_is_unpickled():
 
 def test_loaders_are_there_to_be_looked_at():
     """The search sees files: at least three of them load checkpoints."""
-    loading = [p for p in files() if "torch.load(" in p.read_text(encoding="utf-8")]
+    loading = [p for p in files().values() if "torch.load(" in p.read_text(encoding="utf-8")]
     assert len(loading) >= 3
 
 

@@ -90,7 +90,7 @@ def test_score_says_so(run_cli, tmp_path):
     for words, stdin in (([path], b""), (["-"], path.read_bytes())):
         done = run_cli("score", *words, "-f", "ndjson", stdin=stdin)
         assert json.loads(done.out)["corrupt"] is True
-        assert "(1 frame, 1 corrupt)" in done.err
+        assert "(1 frame, 1 corrupt" in done.err
 
 
 def test_motion_jpeg_in_a_container_is_left_alone(tmp_path):
