@@ -95,7 +95,7 @@ def test_score_writes_a_row_of_pooled_values_per_input(run_cli, media):
         for name in (*ALWAYS, "vqpool"):
             assert float(row["min"]) - 1e-3 <= float(row[name]) <= float(row["max"]) + 1e-3
     assert rows[0]["num_frames"] == "12"
-    assert [row["in_domain_share"] for row in rows] == ["1.0", "1.0"]
+    assert [row["in_domain_share"] for row in rows] == ["0.0", "0.0"]
 
 
 def test_a_document_of_one_input_has_every_pooled_value(run_cli, media):
