@@ -274,7 +274,7 @@ def test_accumulating_is_the_mean_of_batches(taught_recipe, backbone, shards, la
     recipe = msgspec.structs.replace(taught_recipe, train=train, losses=losses)
     data, compute = open_shards(shards, labels), make_compute("cpu", "fp32")
     run = trainer._Fit(recipe, data, RunFolder(tmp_path), compute, 4)
-    run.begin(backbone, None, None)
+    run.begin(backbone, None)
     batches = list(compute.batches(run.make, 0, 2))
     parameters = [*run.model.parameters(), *run.objective.parameters()]
     each = []
