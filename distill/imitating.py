@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,11 +20,12 @@ from torch import Tensor
 from dgiqa_stream.errors import ConfigError
 from distill.compute import Compute
 from distill.data.batches import BatchMaker
+from distill.data.shards import sha256_of
 from distill.data.training_data import TrainingData
 from distill.head_fit import fit_head_
 from distill.models.student import Student, load_student, normalised_view
 from distill.models.trunks import NUM_SHARED, SlimTrunk, Trunk, load_imagenet_, make_trunk
-from distill.optimising import Averaged, learning_rate_share, relative_rates
+from distill.optimising import LARGEST_GRADIENT, Averaged, learning_rate_share, relative_rates
 from distill.recipe import Recipe
 from distill.run_folder import BEST, CHECKPOINT, LOG, RunFolder
 from distill.say import say
@@ -54,16 +57,21 @@ def imitate(
     ``num_steps`` ends before the recipe's last step. ``run`` receives ``checkpoint.pt`` (to
     resume), ``best.pt`` (a student: the averaged trunk, and a head fitted to the ratings) and
     ``log.csv``. Raises :class:`ConfigError` for a recipe without a slim trunk or other than one
-    teacher, :class:`ModelError` where the teacher holds none.
+    teacher, or where the run was begun with something else, :class:`ModelError` where the teacher
+    holds none, ``FloatingPointError`` where a loss is no longer a number.
     """
     where, folder = compute or Compute(), RunFolder(run)
     pupil = make_trunk(recipe.model)
     if not isinstance(pupil, SlimTrunk):
         raise ConfigError('a slim trunk imitates: set trunk = "slim" in [model]')
     taught_by = _teacher(backbone, teacher)
-    if not folder.has_checkpoint():
+    begun_with = _about(recipe, data, teacher or backbone)
+    if folder.has_checkpoint():
+        _refuse_other(folder, begun_with)
+    else:
         _slim_(pupil, taught_by, recipe, data, where)
-    return _Imitation(recipe, data, folder, taught_by, where, pupil).run(num_steps)
+    imitation = _Imitation(recipe, data, folder, taught_by, where, pupil, about=begun_with)
+    return imitation.run(num_steps)
 
 
 def _teacher(backbone: Path | None, weights: Path | None) -> Trunk:
@@ -77,6 +85,31 @@ def _teacher(backbone: Path | None, weights: Path | None) -> Trunk:
         trunk = Trunk()
         load_imagenet_(trunk, backbone)
     return trunk.eval().requires_grad_(False)
+
+
+def _about(recipe: Recipe, data: TrainingData, teacher: Path | None) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    assert teacher is not None
+    tables = msgspec.to_builtins(recipe)
+    return {
+        "the teacher": sha256_of(teacher),
+        "the data": data.identity,
+        **{f"[{name}]": tables[name] for name in ("model", "imitate", "views", "train")},
+    }
+
+
+def _refuse_other(folder: RunFolder, now: Mapping[str, Any]) -> None:
+    begun = folder.load_checkpoint().get("about")
+    if begun is None:
+        raise ConfigError(
+            f"{folder.folder} has the checkpoint of another command: give another --run"
+        )
+    for name, value in now.items():
+        if begun.get(name) != value:
+            raise ConfigError(
+                f"{folder.folder} was begun with something else as {name}: give the same again, or "
+                "another --run folder"
+            )
 
 
 def _slim_(
@@ -106,7 +139,11 @@ class _Imitation:
         teacher: Trunk,
         where: Compute,
         pupil: SlimTrunk,
+        *,
+        about: Mapping[str, Any],
     ) -> None:
+        """``about`` is kept in checkpoints: what a run that goes on must share."""
+        self.about = about
         self.recipe, self.data, self.config = recipe, data, recipe.imitate
         self.folder, self.compute = folder, where
         self.make = BatchMaker(data, recipe)
@@ -126,6 +163,7 @@ class _Imitation:
         )
         self.averaged = Averaged(self.pupil, self.config.ema_decay)
         self.scales = self._measured()
+        self.scaler = where.scaler()
         self.first = 0
         if folder.has_checkpoint():
             self._restore()
@@ -157,6 +195,7 @@ class _Imitation:
         self.averaged.model.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
         self.first = state["step"]
 
     def _save(self, step: int) -> None:
@@ -165,6 +204,8 @@ class _Imitation:
             "averaged": self.averaged.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "about": dict(self.about),
             "step": step,
         }
         self.folder.save(state, CHECKPOINT)
@@ -178,10 +219,8 @@ class _Imitation:
         for step, batch in enumerate(batches, self.first):
             loss, unexplained = self._losses(self.pupil, batch.views)
             self.optimiser.zero_grad()
-            loss.backward()
-            self.optimiser.step()
-            self.schedule.step()
-            self.averaged.update(self.pupil, step)
+            self.scaler.scale(loss).backward()
+            self._update(step, loss)
             done = step + 1
             if done % _LOG_EVERY_STEPS == 0:
                 told = unexplained.mean().item()
@@ -193,6 +232,22 @@ class _Imitation:
         left = self._final()
         self.folder.save(self._kept(), BEST)
         return left
+
+    def _update(self, step: int, loss: Tensor) -> None:
+        """Move the pupil, unless loss or gradient is no longer a number."""
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self.pupil.parameters(), LARGEST_GRADIENT)
+        is_finite = bool(torch.isfinite(norm))
+        if not (torch.isfinite(loss) and (is_finite or self.scaler.is_enabled())):
+            raise FloatingPointError(
+                f"the loss became {loss.item()} and its gradient {norm.item()} at step {step}: "
+                "lower the rate in [imitate] and imitate in another --run folder"
+            )
+        self.scaler.step(self.optimiser)  # float16: passed over where its range was left
+        self.scaler.update()
+        if is_finite:
+            self.schedule.step()
+            self.averaged.update(self.pupil, step)
 
     def _losses(self, pupil: Trunk, views: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What a step lowers, and the share of variance left in each map, views after views."""

@@ -13,6 +13,8 @@ from distill.models.student import Student
 from distill.recipe import TrainConfig
 
 Network = TypeVar("Network", bound=nn.Module)
+LARGEST_GRADIENT = 5.0
+"""Norm over all parameters, to which a larger one is cut."""
 
 
 class Averaged(Generic[Network]):

@@ -25,7 +25,7 @@ from distill.head_fit import fit_head_
 from distill.models.student import Student, load_student, load_trunk
 from distill.models.trunks import load_imagenet_, make_trunk
 from distill.objective import Objective
-from distill.optimising import Averaged, learning_rate_share, make_optimiser
+from distill.optimising import LARGEST_GRADIENT, Averaged, learning_rate_share, make_optimiser
 from distill.recipe import Recipe
 from distill.run_folder import BEST, CHECKPOINT, LOG, VALIDATION, RunFolder
 from distill.say import say
@@ -33,7 +33,6 @@ from distill.validating import Validation
 
 _CHECKPOINT_EVERY_STEPS = 50
 _LOG_EVERY_STEPS = 10
-_LARGEST_GRADIENT = 5.0
 _MOST_SKIPPED = 20
 MAX_LEFT_OUT = 20
 ONNX = ".onnx"
@@ -235,7 +234,7 @@ class _Fit:
         """Move the parameters, unless loss or gradient is no longer a number."""
         self.scaler.unscale_(self.optimiser)
         parameters = [*self.model.parameters(), *self.objective.parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
         is_finite = bool(torch.isfinite(norm))
         self.num_skipped = 0 if is_finite else self.num_skipped + 1
         overflow = self.scaler.is_enabled() and self.num_skipped <= _MOST_SKIPPED

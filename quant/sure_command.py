@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +32,7 @@ def sure(
     model: Annotated[Path, typer.Argument(help="The float .onnx.")],
     quantised: Annotated[Path, typer.Argument(help="The INT8 .onnx made from it.")],
     *,
-    config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
+    config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/sure.toml.")],
     packs: Annotated[Path, typer.Option(help="What `dgiqa-distill data` wrote.")],
     shards: Annotated[
         Path | None, typer.Option(help="What `dgiqa-distill shards` wrote, as `refit` had them.")
@@ -56,6 +57,7 @@ def sure(
 
     keep_freed_memory()
     recipe = load_int8_config(config)
+    _refuse_without_table(config)
     _check_kinds(recipe.sure)
     sources = [load_model(model), load_model(quantised)]
     graphs = [onnx.load(s.path) for s in sources]
@@ -80,6 +82,12 @@ def sure(
             f"{source.path.name}: intervals hold {figures['coverage']:.1%} of ratings, "
             f"{figures['flagged']['validation']:.1%} of validation pictures are unfamiliar"
         )
+
+
+def _refuse_without_table(config: Path) -> None:
+    """Defaults would go unnoticed: int8.toml has other looks and no [sure]."""
+    if "sure" not in tomllib.loads(config.read_text(encoding="utf-8")):
+        raise ConfigError(f"{config} has no [sure]: give a file like configs/quant/sure.toml")
 
 
 def _check_kinds(config: SureConfig) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
@@ -82,19 +83,21 @@ class Journal:
         """
         path = journal_path(output)
         header = json.loads(json.dumps({"schema": SCHEMA, **made}))
-        try:
-            file = path.open("a+b")
-            _lock(file, output)
-            file.seek(0)
-            lines, num_bytes = _whole_lines(file.read())
-            if lines:
-                _refuse_other(lines[0], header, output)
-            file.truncate(num_bytes)  # a line that a killed run left unfinished
-            journal = cls(file, {_key(line): line for line in lines[1:]})
-            if not lines:
-                journal._append(header)
-        except OSError as exc:
-            raise SinkError(f"cannot write {path}: {exc.strerror}; choose another -o") from exc
+        with ExitStack() as on_failure:
+            try:
+                file = on_failure.enter_context(path.open("a+b"))
+                _lock(file, output)
+                file.seek(0)
+                lines, num_bytes = _whole_lines(file.read())
+                if lines:
+                    _refuse_other(lines[0], header, output)
+                file.truncate(num_bytes)  # a line that a killed run left unfinished
+                journal = cls(file, {_key(line): line for line in lines[1:]})
+                if not lines:
+                    journal._append(header)
+            except OSError as exc:
+                raise SinkError(f"cannot write {path}: {exc.strerror}; choose another -o") from exc
+            on_failure.pop_all()  # the journal closes it
         return journal
 
     def scoring(self, score: Score) -> Score:

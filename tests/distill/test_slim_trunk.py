@@ -194,3 +194,37 @@ def test_what_cannot_begin_is_told(recipe, packs, backbone, tmp_path):
         load_imagenet_(SlimTrunk(HALF), backbone)
     with pytest.raises(ConfigError, match=r"trunk = \"slim\""):
         imitate(recipe, open_packs(packs), tmp_path, backbone=backbone)
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with(slim_recipe, packs, backbone, tmp_path):
+    """Another teacher, another rate and a folder of ``train`` are refused by name; what was there
+    stays.
+    """
+    data = open_packs(packs)
+    imitate(slim_recipe, data, tmp_path / "run", backbone=backbone, num_steps=1)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    torch.save(Student().state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ConfigError, match="something else as the teacher"):
+        imitate(slim_recipe, data, tmp_path / "run", teacher=tmp_path / "other.pt")
+    faster = msgspec.structs.replace(slim_recipe.imitate, rate=3e-3)
+    other = msgspec.structs.replace(slim_recipe, imitate=faster)
+    with pytest.raises(ConfigError, match=r"something else as \[imitate\]"):
+        imitate(other, data, tmp_path / "run", backbone=backbone)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    torch.save({"model": {}, "step": 1}, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(ConfigError, match="of another command"):
+        imitate(slim_recipe, data, tmp_path / "run", backbone=backbone)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(slim_recipe, packs, backbone, tmp_path, monkeypatch):
+    """No step is made with it, and no student is left."""
+    honest = imitating._Imitation._losses
+
+    def broken(self, pupil, views):
+        loss, left = honest(self, pupil, views)
+        return loss * float("nan"), left
+
+    monkeypatch.setattr(imitating._Imitation, "_losses", broken)
+    with pytest.raises(FloatingPointError, match="at step 0: lower the rate"):
+        imitate(slim_recipe, open_packs(packs), tmp_path, backbone=backbone)
+    assert not (tmp_path / "best.pt").exists()

@@ -254,3 +254,14 @@ def call(monkeypatch, model, quantised, config, packs) -> int:
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0)
+
+
+def test_settings_without_their_table_are_refused(files, packs):
+    """Of a file without [sure] defaults would be taken unseen; both models stay as they were."""
+    *models, config = files
+    before = [path.read_bytes() for path in models]
+    text = config.read_text()
+    config.write_text(text[: text.index("[sure]")])
+    with pytest.raises(ConfigError, match=r"has no \[sure\]"):
+        sure(*models, config=config, packs=packs)
+    assert [path.read_bytes() for path in models] == before
