@@ -172,19 +172,21 @@ def int8(
 ) -> None:
     """Quantise a float model to INT8, calibrated on training pictures."""
     import msgspec
-    import onnx
     import onnxruntime
 
     from dgiqa_stream.manifest import load_model
     from quant.calibration import calibration_set
     from quant.calibration_methods import refuse_useless
     from quant.export_onnx import write_successor
+    from quant.proof.figures import read_graph, refuse_unless_float
     from quant.ptq import choose_calibration, load_int8_config, quantize_onnx
     from quant.qat import load_ranges
     from quant.tensorrt.quantize import choose_for_tensorrt, quantize_for_tensorrt
 
     settings = load_int8_config(config)
     source = load_model(model)
+    refuse_unless_float(source)
+    graph = read_graph(source)
     manifest = source.manifest
     views = manifest.preprocess.views
     data = _opened(packs, shards)
@@ -195,7 +197,7 @@ def int8(
         degraded=_TrainingPlanes(data.ladders),
     )
     refuse_useless(calibration)
-    graph, trained = onnx.load(source.path), load_ranges(ranges) if ranges else None
+    trained = load_ranges(ranges) if ranges else None
     for_gpu = target == "tensorrt"
     choose = choose_for_tensorrt if for_gpu else choose_calibration
     quantize, errors = choose(graph, settings.quantize, calibration, ranges=trained)

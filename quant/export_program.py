@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from quant.tensorrt.layout import lay_out_
 
 _LARGEST_BATCH = 4096
 _ABOUT = "dgiqa.json"
+_MOST_EXPANDED = 20
+"""Times a file's own size that its parts may have together: torch stores tensors as they are."""
 _TENSORS = re.compile(r"(weight|tensor)_\d+")
 _KNOWN_PARTS = re.compile(
     r"models/\w+\.json|data/(weights|constants)/(\w+_config\.json|(weight|tensor)_\d+)"
@@ -109,19 +112,35 @@ def _refuse_pickles(path: Path) -> None:
     """Raise unless every part of an archive is JSON, raw bytes, or a pickle of tensors alone."""
     try:
         with zipfile.ZipFile(path) as archive:
+            _refuse_disguises(archive, path)
             for name in archive.namelist():
                 _refuse_pickle(name.partition("/")[2], archive.read(name), path.name)
-    except zipfile.BadZipFile as exc:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as exc:
         raise ModelError(f"{path.name} is no torch.export file: {exc}") from exc
+
+
+def _refuse_disguises(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise where torch's reader, which ignores case, could see other parts than ``zipfile``."""
+    parts = archive.infolist()
+    seen: set[str] = set()
+    for part in parts:
+        name = part.filename.casefold()
+        if name in seen or part.filename != part.orig_filename:
+            raise ModelError(
+                f"{path.name} holds {part.filename!r} more than once or by two names, which could "
+                "hide code"
+            )
+        seen.add(name)
+    size = sum(part.file_size for part in parts)
+    if size > _MOST_EXPANDED * path.stat().st_size:
+        raise ModelError(f"{path.name} would grow to {size} bytes: no torch.export file does")
 
 
 def _refuse_pickle(part: str, content: bytes, file: str) -> None:
     if not _KNOWN_PARTS.fullmatch(part):
         raise ModelError(f"{file} holds {part!r}, which could run code: only tensors are read")
-    if part.endswith("_config.json"):
-        stored = json.loads(content)["config"].values()
-        if any(p["use_pickle"] or not _TENSORS.fullmatch(p["path_name"]) for p in stored):
-            raise ModelError(f"{file} holds pickled objects, which could run code ({part})")
+    if part.endswith("_config.json") and not _are_tensors(part, content, file):
+        raise ModelError(f"{file} holds pickled objects, which could run code ({part})")
     if part.startswith("data/sample_inputs/") and content:
         try:
             torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -129,6 +148,18 @@ def _refuse_pickle(part: str, content: bytes, file: str) -> None:
             raise ModelError(
                 f"{file} holds more than tensors, which could run code ({part})"
             ) from exc
+
+
+def _are_tensors(part: str, content: bytes, file: str) -> bool:
+    """Whether everything that a part lists is raw bytes."""
+    try:
+        stored = list(json.loads(content)["config"].values())
+        return all(
+            p["use_pickle"] is False and _TENSORS.fullmatch(p["path_name"]) is not None
+            for p in stored
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise ModelError(f"{file} is no torch.export file: {part} lists no tensors") from exc
 
 
 def _line(exc: Exception) -> str:

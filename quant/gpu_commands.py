@@ -36,16 +36,18 @@ def half(
     ] = None,
 ) -> None:
     """Write a float model in FP16 or BF16, for GPUs; inputs and outputs stay what they were."""
-    import onnx
     import onnxruntime
 
     from dgiqa_stream.manifest import load_model
     from quant.export_onnx import write_successor
     from quant.half import to_half
+    from quant.proof.figures import read_graph, refuse_unless_float
 
+    _refuse_unless_named(output, ".onnx")
     source = load_model(model)
+    refuse_unless_float(source)
     float_nodes = float_node or []
-    made = to_half(onnx.load(source.path), kind, float_nodes=float_nodes)
+    made = to_half(read_graph(source), kind, float_nodes=float_nodes)
     step = {
         "step": kind,
         "float_nodes": float_nodes,
@@ -63,14 +65,13 @@ def program(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .pt2 file to write.")],
 ) -> None:
     """Write a float model as a torch.export program, which torch loads without this package."""
-    import onnx
-
     from dgiqa_stream.manifest import load_model
     from quant.export_program import export_program, write_program
+    from quant.proof.figures import read_graph
 
     _refuse_unless_named(output, ".pt2")
     source = load_model(model)
-    exported = export_program(onnx.load(source.path), source.manifest.preprocess.views)
+    exported = export_program(read_graph(source), source.manifest.preprocess.views)
     manifest = write_program(exported, output, source.manifest, made_by=command_line())
     say(f"{output.name}: {manifest.size_bytes} bytes")
 
@@ -81,12 +82,11 @@ def check_tensorrt(
     report: Annotated[Path | None, typer.Option(help="Write what was found here, as JSON.")] = None,
 ) -> None:
     """Whether TensorRT takes a model and fuses its Q/DQ; exit code 1 names every broken rule."""
-    import onnx
-
     from dgiqa_stream.manifest import load_model
+    from quant.proof.figures import read_graph
 
     source = load_model(model)
-    graph = onnx.load(source.path)
+    graph = read_graph(source)
     found = _violations(graph, source.manifest)
     if report is not None:
         _write_report(report, source, graph, found)
@@ -159,9 +159,8 @@ def engine(
 
 
 def _of_onnx(source: LoadedModel, config: EngineConfig, cache: Path | None) -> Engine:
-    import onnx
-
     from dgiqa_stream.errors import ModelError
+    from quant.proof.figures import read_graph
     from quant.tensorrt.engine import build_from_onnx, import_tensorrt
     from quant.tensorrt.layout import lay_out_
 
@@ -172,7 +171,7 @@ def _of_onnx(source: LoadedModel, config: EngineConfig, cache: Path | None) -> E
             f"{source.path.name} is INT8 for {manifest.target}: TensorRT takes that of "
             "`dgiqa-quant int8 --target tensorrt`"
         )
-    graph = lay_out_(onnx.load(source.path))
+    graph = lay_out_(read_graph(source))
     found = _violations(graph, manifest)
     if found:
         raise ModelError(
@@ -213,8 +212,8 @@ def _write_report(
 ) -> None:
     """What was asked of which file, and what was found, as JSON; whole or not at all."""
     import dataclasses
-    import json
 
+    from quant.proof.files import write_json
     from quant.tensorrt.graph_view import CONVOLUTIONS, DEQUANTIZE, GraphView
     from quant.tensorrt.rules import RULES
 
@@ -231,9 +230,7 @@ def _write_report(
         "num_int8_convolutions": len(in_int8),
         "violations": [dataclasses.asdict(v) for v in found],
     }
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_json(path, about)
 
 
 def _is_int8(source: LoadedModel) -> bool:

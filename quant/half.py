@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from dgiqa_stream.errors import ModelError
+from dgiqa_stream.errors import ConfigError, ModelError
 from quant.tensorrt.graph_view import DEQUANTIZE, QUANTIZE, attribute
 from quant.tensorrt.layout import lay_out_
 
@@ -30,7 +30,7 @@ def to_half(
     """The graph in half precision; inputs stay uint8 and outputs float32.
 
     Nodes named in ``float_nodes`` stay in float32. Raises :class:`ModelError` for a graph with Q/DQ
-    and for one whose weights are beyond the type's range.
+    and for one whose weights are beyond the type's range, :class:`ConfigError` for an unknown name.
     """
     quantised = next((n for n in graph.graph.node if n.op_type in (QUANTIZE, DEQUANTIZE)), None)
     if quantised is not None:
@@ -41,7 +41,11 @@ def to_half(
     _refuse_overflow(graph, kind)
     ready = onnx.ModelProto()
     ready.CopyFrom(graph)
-    made = _converted(lay_out_(ready), list(float_nodes))
+    lay_out_(ready)
+    unknown = sorted(set(float_nodes) - {node.name for node in ready.graph.node})
+    if unknown:
+        raise ConfigError(f"the graph has no node {unknown[0]!r} to leave in float32")
+    made = _converted(ready, list(float_nodes))
     if kind == "bf16":
         made = _as_bf16(made, graph)
     onnx.checker.check_model(made, full_check=True)

@@ -58,6 +58,14 @@ def read_graph(model: LoadedModel) -> onnx.ModelProto:
     return graph
 
 
+def refuse_unless_float(model: LoadedModel) -> None:
+    """Raise :class:`ModelError` for a model that its manifest does not call FP32."""
+    if model.manifest.precision != "fp32":
+        raise ModelError(
+            f"{model.path.name} is {model.manifest.precision}: give the FP32 model it was made of"
+        )
+
+
 def labels_of(models: Sequence[LoadedModel]) -> list[str]:
     """A name for each model: its file's, with a number where two have one."""
     names = [m.path.name for m in models]

@@ -215,6 +215,61 @@ def test_a_pickle_inside_is_refused(program, tmp_path, capsys, part, content):
     assert "code ran" not in capsys.readouterr().out
 
 
+def with_copies(path, name, contents):
+    """Replace a part of an archive by several of its name, and let the manifest agree."""
+    from quant.export_onnx import write_files
+
+    kept = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(kept, "w") as new, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the copies
+        top = old.namelist()[0].partition("/")[0]
+        for part in old.namelist():
+            if part != f"{top}/{name}":
+                new.writestr(part, old.read(part))
+        for copy, content in contents:
+            new.writestr(f"{top}/{copy}", content)
+    write_files(kept.getvalue(), path, load_model(path).manifest)
+
+
+@pytest.mark.parametrize("evil", ["model_weights_config.json", "Model_weights_config.json"])
+def test_a_part_is_there_once(program, tmp_path, evil):
+    """Copies of a part that would run code, before a clean one of its name, are refused: which of
+    them torch reads is not known.
+    """
+    write_program(program, tmp_path / "a.pt2", write_tiny(tmp_path / "a.onnx"), made_by="a test")
+    clean = json.dumps({"config": {}})
+    copies = [(f"data/weights/{evil}", json.dumps(PICKLED_WEIGHT))] * 2
+    with_copies(
+        tmp_path / "a.pt2",
+        "data/weights/model_weights_config.json",
+        [*copies, ("data/weights/model_weights_config.json", clean)],
+    )
+    with pytest.raises(ModelError, match="more than once"):
+        load_program(tmp_path / "a.pt2")
+
+
+def test_a_file_that_would_grow_is_refused(program, tmp_path):
+    """A part of zeros, packed a thousandfold, is refused before it is read."""
+    write_program(program, tmp_path / "a.pt2", write_tiny(tmp_path / "a.onnx"), made_by="a test")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/extra/x", bytes(64 << 20))
+    from quant.export_onnx import write_files
+
+    manifest = load_model(tmp_path / "a.pt2").manifest
+    write_files((tmp_path / "b.zip").read_bytes(), tmp_path / "a.pt2", manifest)
+    with pytest.raises(ModelError, match="would grow"):
+        load_program(tmp_path / "a.pt2")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"config": 1}', '{"config": {"x": 1}}', "{"])
+def test_a_malformed_list_of_tensors_is_told(program, tmp_path, content):
+    """JSON of another shape than torch writes is an error of one line."""
+    write_program(program, tmp_path / "a.pt2", write_tiny(tmp_path / "a.onnx"), made_by="a test")
+    with_part(tmp_path / "a.pt2", "data/weights/model_weights_config.json", content)
+    with pytest.raises(ModelError, match="lists no tensors"):
+        load_program(tmp_path / "a.pt2")
+
+
 def test_another_file_is_no_program(tmp_path):
     """Bytes that are no archive are an error of one line."""
     write_tiny(tmp_path / "a.pt2")
@@ -261,3 +316,59 @@ def test_the_commands_write_file_and_manifest(tmp_path, monkeypatch, kind, suffi
     assert manifest.precision == (kind or "fp32")
     assert manifest.history[-1]["from_sha256"] == source.sha256
     assert manifest_path(made).is_file()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """``run("half", ...)``: exit code and standard error."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["dgiqa-quant", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("half", "--kind", "fp16", "-o", "b.onnx"), ("program", "-o", "b.pt2"), ("check-tensorrt",)],
+    ids=lambda w: w[0],
+)
+def test_a_file_that_is_no_graph_is_one_line(run, tmp_path, monkeypatch, words):
+    """Bytes that are no ONNX, with a manifest that agrees, end each command with code 5."""
+    from quant.export_onnx import write_files
+
+    monkeypatch.chdir(tmp_path)
+    write_files(b"\xff" * 100, tmp_path / "a.onnx", write_tiny(tmp_path / "a.onnx"))
+    code, told = run(words[0], "a.onnx", *words[1:])
+    assert (code, len(told.strip().splitlines())) == (5, 1)
+    assert "a.onnx is no ONNX model" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("half.onnx", "-o", "b.onnx"), 5, "is fp16"),
+        (("a.onnx", "-o", "b.onnx", "--float-node", "nosuchnode"), 2, "nosuchnode"),
+        (("a.onnx", "-o", "b.txt"), 2, "must end in .onnx"),
+    ],
+)
+def test_half_refuses_what_it_cannot_do(run, tmp_path, monkeypatch, words, code, told):
+    """An FP16 source, an unknown node and another suffix are one line, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "a.onnx")
+    assert not run("half", "a.onnx", "--kind", "fp16", "-o", "half.onnx")[0]
+    found, said = run("half", "--kind", "fp16", *words)
+    assert (found, len(said.strip().splitlines())) == (code, 1)
+    assert told in said
+    assert not list(tmp_path.glob("b.*"))
+
+
+def test_a_report_of_rules_makes_its_folder(run, tmp_path):
+    """``check-tensorrt --report`` writes into a folder that was not there, and no part stays."""
+    write_tiny(tmp_path / "a.onnx")
+    run("check-tensorrt", tmp_path / "a.onnx", "--report", tmp_path / "new" / "r.json")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["r.json"]
+    assert json.loads((tmp_path / "new" / "r.json").read_text())["model"] == "a.onnx"
