@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def write_files(content: bytes, path: Path, manifest: ModelManifest) -> ModelMan
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n"
     for target, data in ((path, content), (manifest_path(path), text.encode())):
-        part = target.with_name(target.name + ".part")
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
         part.write_bytes(data)
         part.replace(target)
     return manifest

@@ -46,10 +46,15 @@ class SplitAttention(nn.Module):
         """Tokens (B, N, C), or (N, B, C) unless ``batch_first``, to (B, N, C) and its weights.
 
         The weights are (B, N, M), or (B, heads, N, M) unless averaged; None where not needed.
-        Raises :class:`ModelError` for masks, which it does not know.
+        Raises :class:`ModelError` for masks and for tokens without a batch, which it does not know.
         """
         if key_padding_mask is not None or attn_mask is not None or is_causal:
             raise ModelError("factored attention takes no masks: exclude this attention")
+        if query.dim() != 3:
+            raise ModelError(
+                f"factored attention takes (B, N, C), not {tuple(query.shape)}: exclude this "
+                "attention"
+            )
         if not self.batch_first:
             query, key, value = (t.transpose(0, 1) for t in (query, key, value))
         q, k, v = (

@@ -121,5 +121,7 @@ def load_low_rank_recipe(path: Path) -> LowRankRecipe:
         raise ConfigError(
             f"no recipe at {path}: give a file such as configs/quant/dgiqa-light.toml"
         ) from exc
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be read: {exc.strerror or exc}") from exc
     except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}") from exc

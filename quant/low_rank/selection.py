@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dgiqa_stream.errors import ConfigError, ModelError
 from quant.low_rank.attention import SplitAttention, can_split
@@ -37,13 +39,24 @@ class Changes:
 
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[Changes]:
-    """Changes that stay only where the block ends well."""
+    """Changes, and new statistics of BatchNorms, that stay only where the block ends well."""
     changes = Changes(model)
+    kept = [(b, b.clone()) for b in _statistics(model)]
     try:
         yield changes
     except BaseException:
         changes.undo()
+        with torch.no_grad():
+            for now, before in kept:
+                now.copy_(before)
         raise
+
+
+def _statistics(model: nn.Module) -> Iterator[Tensor]:
+    """Everything that BatchNorms hold beside their parameters."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            yield from module.buffers(recurse=False)
 
 
 @contextmanager
@@ -82,7 +95,11 @@ def selected_layers(model: nn.Module, config: LowRankConfig) -> dict[str, Layer]
     modules = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if n]
     places = Counter(id(m) for _, m in modules)
     for pattern in config.include:
-        _check_pattern(pattern, dict(modules))
+        _check_pattern(pattern, dict(modules), key="include")
+        if [n for n, _ in modules if fnmatchcase(n, pattern)] == [pattern]:
+            _check_kind(pattern, model.get_submodule(pattern))
+    for pattern in config.exclude:
+        _check_pattern(pattern, dict(modules), key="exclude")
     return {
         name: m
         for name, m in modules
@@ -94,15 +111,18 @@ def selected_layers(model: nn.Module, config: LowRankConfig) -> dict[str, Layer]
     }
 
 
-def _check_pattern(pattern: str, modules: dict[str, nn.Module]) -> None:
-    matched = [n for n in modules if fnmatchcase(n, pattern)]
-    if not matched:
-        near = difflib.get_close_matches(pattern, modules, 2)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules()"
-        raise ConfigError(f"include {pattern!r} matches no module of the model; {hint}")
-    if matched == [pattern] and kind_of(modules[pattern]) is None:
+def _check_pattern(pattern: str, modules: dict[str, nn.Module], *, key: str) -> None:
+    if any(fnmatchcase(n, pattern) for n in modules):
+        return
+    near = difflib.get_close_matches(pattern, modules, 2)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see model.named_modules()"
+    raise ConfigError(f"{key} {pattern!r} matches no module of the model; {hint}")
+
+
+def _check_kind(name: str, module: nn.Module) -> None:
+    if kind_of(module) is None:
         raise ModelError(
-            f"{pattern} is a {type(modules[pattern]).__name__} and cannot be factored: name a "
+            f"{name} is a {type(module).__name__} and cannot be factored: name a "
             "plain nn.Linear or nn.Conv2d, of nn.MultiheadAttention its q, k, v or out (fold or "
             "unwrap anything else first)"
         )

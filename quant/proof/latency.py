@@ -121,8 +121,14 @@ def machine() -> dict[str, object]:
         "cpu": _cpu_name(),
         "num_cores": os.cpu_count(),
         "system": platform.system(),
-        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "load_average": _load_average(),
     }
+
+
+def _load_average() -> list[float] | None:
+    """Over 1, 5 and 15 minutes; None where the system keeps none, as Windows."""
+    read = getattr(os, "getloadavg", None)
+    return None if read is None else [round(x, 2) for x in read()]
 
 
 def _cpu_name() -> str:

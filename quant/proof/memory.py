@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -36,9 +35,14 @@ class PeakMemory:
 def peak_memory(model: Path, *, batch: int = 1) -> PeakMemory:
     """Measure in a new process; raises :class:`ModelError` where the model does not run there."""
     command = [sys.executable, "-m", __name__, str(model), str(batch)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise ModelError(
+            f"{model.name} did not score {batch} pictures within {_LIMIT_SECONDS} s"
+        ) from exc
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ModelError(f"{model.name} did not run in a process of its own: {last}")
@@ -52,6 +56,8 @@ def _resident_peak_bytes() -> int:
         line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
+        import resource  # not on Windows
+
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -121,10 +121,12 @@ def _layers(artefacts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    load = machine["load_average"][0]
-    busy = f"; its load average was {load}" + (
-        ": others ran beside, trust ratios more than times" if load > 0.5 else ""
-    )
+    busy = ""
+    if machine["load_average"] is not None:
+        load = machine["load_average"][0]
+        busy = f"; its load average was {load}" + (
+            ": others ran beside, trust ratios more than times" if load > 0.5 else ""
+        )
     return f"Machine: {machine['cpu']}, {machine['num_cores']} cores{busy}."
 
 
@@ -163,9 +165,10 @@ def draw_front(report: Mapping[str, Any], path: Path) -> None:
             textcoords="offset points",
             fontsize=8,
         )
-        if by_mos:
-            srcc = artefact["mos"]["srcc"]
-            reach = [[y - srcc["low"]], [srcc["high"] - y]]
+        srcc = artefact["mos"]["srcc"] if by_mos else {}
+        if srcc.get("low") is not None and srcc.get("high") is not None:
+            # a bootstrap's interval need not hold the value itself
+            reach = [[max(0.0, y - srcc["low"])], [max(0.0, srcc["high"] - y)]]
             axes.errorbar(x, y, yerr=reach, color="grey", linewidth=0.8, capsize=3, zorder=0)
     best = front(points)
     axes.plot(*zip(*best, strict=True), color="black", linewidth=0.8, linestyle="--", zorder=0)

@@ -34,9 +34,9 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             bound = getattr(self, name)
             smallest = 0.0 if name == "max_drop" else 1e-6
             if bound is not None and not (math.isfinite(bound) and bound >= smallest):
+                wanted = "0 or more" if name == "max_drop" else "a number above 0"
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} {bound:g} is no budget: no model takes "
-                    f"{'less than nothing' if bound <= 0 else 'that'}; give a number above 0"
+                    f"--{name.replace('_', '-')} {bound:g} is no budget: give {wanted}"
                 )
 
     def bounds(self) -> dict[str, float]:

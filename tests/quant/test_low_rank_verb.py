@@ -267,6 +267,41 @@ def test_a_name_that_cannot_be_factored_is_refused(net, batches, include, error,
     assert_untouched(net, state)
 
 
+def test_a_misspelt_exclusion_is_refused(net, batches):
+    """A pattern that excludes nothing is named rather than ignored."""
+    with pytest.raises(ConfigError, match="exclude 'majr' matches no module"):
+        factorize_(net, LowRankConfig(exclude=("majr",)), batches)
+
+
+def test_statistics_come_back_where_scoring_fails(net, batches):
+    """An error after BatchNorms were re-estimated leaves model and statistics as they were."""
+    state = state_of(net)
+
+    def score(model, x):
+        if isinstance(model.major, nn.Sequential):
+            raise KeyboardInterrupt
+        return model(x)
+
+    config = LowRankConfig(choice="fixed", rank=8, include=("major", "stem", "wide"))
+    with pytest.raises(KeyboardInterrupt):
+        factorize_(net, config, batches, score=score)
+    assert_untouched(net, state)
+
+
+def test_tokens_without_a_batch_are_refused():
+    """Tokens (N, C) are told to be of another shape."""
+    mine = SplitAttention(nn.MultiheadAttention(8, 2, batch_first=True))
+    x = torch.zeros(3, 8)
+    with pytest.raises(ModelError, match=r"takes \(B, N, C\)"):
+        mine(x, x, x)
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    """A folder in place of a file is one clear error."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_low_rank_recipe(tmp_path)
+
+
 class ReadsWeights(nn.Module):
     """A module that looks into its layer."""
 

@@ -40,7 +40,7 @@ from quant.proof.layers import (  # noqa: E402
 )
 from quant.proof.macs import layer_macs, num_weights, total_macs  # noqa: E402
 from quant.proof.memory import peak_memory  # noqa: E402
-from quant.proof.report_page import front  # noqa: E402
+from quant.proof.report_page import draw_front, front  # noqa: E402
 from quant.ptq import Int8StaticConfig, quantize_onnx  # noqa: E402
 
 LEFT = "conv_4"
@@ -254,6 +254,31 @@ def test_the_front_is_what_none_is_better_than():
     """Of five points the two that are quicker or better than all others remain, quickest first."""
     points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.9), (2.5, 0.7), (1.5, 0.5)]
     assert front(points) == [(1.0, 0.5), (2.0, 0.9)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(None, None), (0.91, 0.95), (0.8, 0.85)])
+def test_any_interval_can_be_drawn(tmp_path, low, high):
+    """A value without an interval, or outside of its own, is drawn all the same."""
+    one = {
+        "id": "m", "version": "1", "name": "m", "size_bytes": 1000, "scores": None,
+        "latency": [{"batch": 1, "threads": 1, "median_ms": 2.0}],
+        "mos": {"srcc": {"value": 0.9, "low": low, "high": high}},
+    }  # fmt: skip
+    draw_front({"artefacts": [one]}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_machine_without_load_average_is_described(monkeypatch):
+    """Where the system keeps no load average, as Windows, there is none."""
+    monkeypatch.delattr(latency.os, "getloadavg", raising=False)
+    assert latency.machine()["load_average"] is None
+
+
+def test_a_model_that_hangs_is_told(monkeypatch, tmp_path):
+    """A process that takes longer than its limit is an error of one line."""
+    monkeypatch.setattr("quant.proof.memory._LIMIT_SECONDS", 0.01)
+    with pytest.raises(ModelError, match=r"within 0\.01 s"):
+        peak_memory(tmp_path / "m.onnx")
 
 
 def test_agreement_with_people_is_the_paired_difference():

@@ -24,7 +24,10 @@ Bound = Annotated[float, typer.Option(min=0, help="Points of 0..100.")]
 
 
 def check(
-    a: Annotated[str, typer.Argument(help="A shipped name, .onnx, .pt or .engine.")],
+    a: Annotated[
+        str,
+        typer.Argument(help="A shipped name, .onnx, .pt, .safetensors, .pt2, .engine or .plan."),
+    ],
     b: Annotated[str, typer.Argument(help="The artefact that should say the same.")],
     *,
     recipe: Annotated[

@@ -38,11 +38,13 @@ def report(
     rounds: Annotated[int, typer.Option(min=1, help="Of the interleaved timing.")] = 15,
 ) -> None:
     """Measure artefacts against the FP32 one; writes report.json, report.md and report.png."""
+    from dgiqa_stream.report import require_matplotlib
     from quant.proof.figures import load_models
     from quant.proof.files import write_json, write_text, write_whole
     from quant.proof.latency import LatencySettings
     from quant.proof.report_page import draw_front, markdown
 
+    require_matplotlib()  # its absence is told before minutes of measuring
     loaded = load_models(models)
     rated = None
     if packs is not None:
@@ -52,9 +54,9 @@ def report(
     settings = LatencySettings(num_rounds=rounds)
     made = make_report(loaded, rated, settings, num_layer_pictures=num_layer_pictures)
     page = markdown(made)
-    write_whole(output / "report.png", lambda part: draw_front(made, part))
-    write_text(output / "report.md", page)
     write_json(output / "report.json", made)
+    write_text(output / "report.md", page)
+    write_whole(output / "report.png", lambda part: draw_front(made, part))
     typer.echo(page)
     say(f"report.json, report.md and report.png in {output}")
 
