@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -49,7 +50,7 @@ class BatchService(Generic[Item, Result]):
 
     ``run`` gets a batch and returns a result for each item. Where it raises what ``is_too_large``
     knows, the largest batch is halved and the same items run in two parts; anything else it raises
-    is what each item of the batch comes to, and the next batch runs.
+    is told to each item of the batch by a :class:`ModelError` of its own, and the next batch runs.
     """
 
     def __init__(
@@ -121,25 +122,40 @@ class BatchService(Generic[Item, Result]):
 
     def _answer(self, batch: Sequence[_Pair[Item, Result]]) -> None:
         """Run a batch and give each of its futures what it came to."""
+        is_too_large = False
+        results: Sequence[Result] = ()
         try:
             results = self._run([waiting.item[0] for waiting in batch])
+            if len(results) != len(batch):
+                raise ModelError(f"the model gave {len(results)} results for {len(batch)} frames")
         except BaseException as exc:  # noqa: BLE001 - told to those who wait for it
-            if len(batch) > 1 and self._is_too_large(exc):
-                self._shrink(len(batch))
-                middle = len(batch) // 2
-                self._answer(batch[:middle])
-                self._answer(batch[middle:])
+            is_too_large = len(batch) > 1 and self._is_too_large(exc)
+            if not is_too_large:
+                self._fail(batch, exc)
                 return
-            with self._changed:
-                self._num_failed += len(batch)
-            for waiting in batch:
-                waiting.item[1].set_exception(exc)
+        if is_too_large:  # out of the handler, whose traceback holds what the failed try allocated
+            self._shrink(len(batch))
+            middle = len(batch) // 2
+            self._answer(batch[:middle])
+            self._answer(batch[middle:])
             return
         now = self._clock()
         with self._changed:
             self._answered.extend(now - waiting.added_seconds for waiting in batch)
         for waiting, result in zip(batch, results, strict=True):
             waiting.item[1].set_result(result)
+
+    def _fail(self, batch: Sequence[_Pair[Item, Result]], exc: BaseException) -> None:
+        """Tell each future; frames of the traceback give up what they hold on the device."""
+        traceback.clear_frames(exc.__traceback__)
+        with self._changed:
+            self._num_failed += len(batch)
+        line = " ".join(str(exc).split()) or type(exc).__name__
+        told = line if isinstance(exc, ModelError) else f"inference failed: {line}"
+        for waiting in batch:
+            error = ModelError(told)
+            error.__cause__ = exc
+            waiting.item[1].set_exception(error)
 
     def _shrink(self, num_items: int) -> None:
         with self._changed:

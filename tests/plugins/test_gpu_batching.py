@@ -6,6 +6,7 @@ Nothing here needs torch: a batcher knows frames, streams and times alone.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter, defaultdict
 
 import pytest
@@ -201,7 +202,7 @@ def test_a_failing_batch_fails_its_own_frames_alone():
 
     service = BatchService(run, Batcher(max_batch=1, budget_seconds=0.0))
     bad, good = service.submit("a", ["bad", "good"])
-    with pytest.raises(RuntimeError, match="no such frame"):
+    with pytest.raises(ModelError, match="inference failed: no such frame"):
         bad.result(timeout=30)
     assert good.result(timeout=30) == "good"
     assert service.statistics().num_failed == 1
@@ -225,6 +226,54 @@ def test_where_memory_runs_out_batches_become_smaller():
     assert told.num_shrunk >= 2
     assert told.num_failed == 0
     service.close()
+
+
+class Memory:
+    """Stands for a tensor: something that lives as long as it is referred to."""
+
+
+def test_what_a_failed_try_allocated_is_gone_before_the_next():
+    """When the halves run, nothing of the batch that was too large is alive any more."""
+    tried, num_alive = [], []
+
+    def run(items):
+        num_alive.append(sum(ref() is not None for ref in tried))
+        held = Memory()
+        tried.append(weakref.ref(held))
+        if len(items) > 1:
+            raise MemoryError
+        return items
+
+    batcher = Batcher(max_batch=8, budget_seconds=0.0)
+    service = BatchService(run, batcher, is_too_large=lambda exc: isinstance(exc, MemoryError))
+    for future in service.submit("a", list(range(8))):
+        future.result(timeout=30)
+    service.close()
+    assert len(num_alive) > 8
+    assert set(num_alive) == {0}
+
+
+def test_a_wrong_number_of_results_is_told_and_the_thread_lives():
+    """One result for two frames is a ModelError of its own for each, which keeps nothing alive."""
+    tried = []
+
+    def run(items):
+        held = Memory()
+        tried.append(weakref.ref(held))
+        if "fail" in items:
+            raise ValueError("no")
+        return items[:1]
+
+    service = BatchService(run, Batcher(max_batch=2, budget_seconds=0.0))
+    futures = service.submit("a", [1, 2])
+    errors = [future.exception(timeout=30) for future in futures]
+    failed = service.submit("a", ["fail"])[0].exception(timeout=30)
+    assert service.submit("a", [3])[0].result(timeout=30) == 3
+    service.close()
+    assert [str(error) for error in errors] == ["the model gave 1 results for 2 frames"] * 2
+    assert errors[0] is not errors[1]
+    assert isinstance(failed.__cause__, ValueError)
+    assert [ref() for ref in tried] == [None] * 3
 
 
 def test_closing_refuses_what_waits_and_what_comes():
