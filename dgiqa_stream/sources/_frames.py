@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dgiqa_stream.sources._hardware import refuse_on_device
 from dgiqa_stream.sources._hdr import hdr_tags_of, side_data_of
 from dgiqa_stream.sources._planes import planes_of, planes_on_device
 from dgiqa_stream.types import Frame, FrameInfo, Planes
@@ -67,6 +68,7 @@ def to_frame(
         planes = planes_on_device(raw, hardware, rotation=info.rotation, is_mirrored=turned)
         turned = False
     else:
+        refuse_on_device(raw)
         planes = planes_of(raw, rotation=info.rotation)
     if hdr:
         planes = dataclasses.replace(planes, hdr=hdr)

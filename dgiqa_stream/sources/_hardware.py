@@ -62,11 +62,25 @@ def hardware_of(settings: SourceSettings) -> tuple[HardwareDecoder | None, str]:
         return None, "deinterlacing needs frames in memory"
     module, extra = DECODERS[settings.hardware.partition(":")[0]]
     try:
-        decoder: HardwareDecoder = importlib.import_module(module).open_decoder(settings.hardware)
+        found = importlib.import_module(module)
     except ImportError as exc:
-        return None, f"it needs {exc.name!r}: pip install 'dgiqa-stream[{extra}]'"
+        needed = f"it needs {exc.name!r}" if exc.name else f"it cannot be loaded ({exc})"
+        return None, f"{needed}: pip install 'dgiqa-stream[{extra}]'"
+    decoder: HardwareDecoder = found.open_decoder(settings.hardware)
     reason = decoder.why_not()
     return (None, reason) if reason else (decoder, "")
+
+
+def refuse_on_device(frame: av.VideoFrame) -> None:
+    """Raise :class:`~dgiqa_stream.errors.SourceUnsupported` for what lies where none can read it.
+
+    A device may decode into layouts that PyAV does not hand over, such as 4:4:4.
+    """
+    if frame.sw_format is not None:
+        raise SourceUnsupported(
+            f"frames of layout {frame.sw_format.name} on a device cannot be read there: leave "
+            "--hardware out to decode in software"
+        )
 
 
 def decoder_of(
@@ -86,6 +100,7 @@ def decoder_of(
         return "software"
     if hardware is not None and hardware.has(first):
         return hardware.name
+    refuse_on_device(first)
     told = f"{shown}: is not decoded on {settings.hardware}: {why}"
     if settings.strict:
         raise SourceUnsupported(f"{told}; leave --strict out to decode in software")

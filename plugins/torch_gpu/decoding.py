@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from av.codec.hwaccel import HWAccel
 
 _DEEP = ("p010le", "p016le")  # the value at the top of each word: a bit depth of 16
+_LAYOUTS = ("nv12", *_DEEP)  # that PyAV hands over by DLPack; it refuses every other
 _PROBED_CODEC = "h264"  # which every NVDEC decodes
 
 
@@ -54,8 +55,9 @@ class CudaDecoder:
         )
 
     def has(self, frame: av.VideoFrame) -> bool:
-        """Whether NVDEC decoded it."""
-        return frame.format.name == "cuda"
+        """Whether NVDEC decoded it, into a layout that can be read where it lies."""
+        layout = frame.sw_format
+        return frame.format.name == "cuda" and layout is not None and layout.name in _LAYOUTS
 
     def planes_of(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from dgiqa_stream.pipeline import score_frames
 from dgiqa_stream.preprocess import ViewSpec, cut_view
 from dgiqa_stream.scorer import load_scorer
 from dgiqa_stream.sources import open_source
+from dgiqa_stream.sources._hardware import decoder_of
 from dgiqa_stream.types import ColorMatrix, Planes
 from plugins.torch_gpu.decoding import CudaDecoder, planes_of_frame
 from plugins.torch_gpu.planes import TorchPlanes
@@ -176,6 +177,19 @@ def test_what_the_device_cannot_decode_software_does(twin, tmp_path, caplog):
     assert all(isinstance(frame.planes, Planes) for frame in frames)
     with pytest.raises(SourceUnsupported, match=r"not decoded on cuda.*leave --strict out"):
         opened(path, hardware="cuda", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "is_read"), [("nv12", True), ("p010le", True), ("p016le", True), ("yuv444p", False)]
+)
+def test_only_layouts_that_can_be_read_are_the_devices(layout, is_read):
+    """Of CUDA frames, 4:4:4 is none that the decoder has: it is refused with its name."""
+    frame = SimpleNamespace(format=SimpleNamespace(name="cuda"), sw_format=av.VideoFormat(layout))
+    assert CudaDecoder(0).has(frame) == is_read
+    if not is_read:
+        config = settings(hardware="cuda").source
+        with pytest.raises(SourceUnsupported, match=r"layout yuv444p.*leave --hardware out"):
+            decoder_of(config, CudaDecoder(0), frame, why="", shown="a.mkv")
 
 
 def test_deinterlacing_needs_frames_in_memory(twin, tmp_path):
