@@ -203,7 +203,7 @@ def preprocess(check: Check) -> dict[str, Any]:
 
 
 def inference(check: Check) -> dict[str, Any]:
-    """The network alone, views on the device already, by batch size; multiplications as floor."""
+    """The network alone, views on the device already, by batch size."""
     check.needs("msgspec", "onnx", "cv2")
     import torch
 

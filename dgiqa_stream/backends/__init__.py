@@ -118,8 +118,8 @@ def open_backend(
 
 def _opened(model: LoadedModel, backend: str, device: str, num_threads: int) -> Backend:
     module, extra = BACKENDS.get(backend, ("", ""))
+    opener: Opener
     try:
-        opener: Opener
         if module:
             opener = importlib.import_module(module).open_model
         elif entries := list(entry_points(group=ENTRY_POINT_GROUP, name=backend)):
@@ -128,9 +128,13 @@ def _opened(model: LoadedModel, backend: str, device: str, num_threads: int) -> 
             raise ConfigError(
                 f"unknown backend {backend!r}; known here: {', '.join(sorted(BACKENDS))}"
             )
-        return opener(model, device=device, num_threads=num_threads)
     except ImportError as exc:
-        wanted = f"dgiqa-stream[{extra}]" if extra else "dgiqa-stream"
-        raise BackendUnavailable(
-            f"the {backend} backend needs {exc.name!r}: pip install '{wanted}'"
-        ) from exc
+        raise not_loaded(backend, exc, extra=extra) from exc
+    return opener(model, device=device, num_threads=num_threads)
+
+
+def not_loaded(backend: str, exc: ImportError, *, extra: str = "") -> BackendUnavailable:
+    """What to raise where a package of a backend is absent, or does not load (it has no name)."""
+    wanted = f"dgiqa-stream[{extra}]" if extra else "dgiqa-stream"
+    reason = f"needs {exc.name!r}" if exc.name else f"cannot be loaded ({exc})"
+    return BackendUnavailable(f"the {backend} backend {reason}: pip install '{wanted}'")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgiqa_stream.backends import BackendStatus, Outputs
+from dgiqa_stream.backends import BackendStatus, Outputs, not_loaded
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ def open_model(model: LoadedModel, *, device: str, num_threads: int) -> OnnxRunt
     """Open the model; the manifest has been checked against the file already."""
     # Since 1.29 it tells its maker of each session, the file's name included, unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime as ort
-
+    try:
+        import onnxruntime as ort
+    except ImportError as exc:
+        raise not_loaded("onnxruntime", exc) from exc
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ConfigError(f"unknown device {device!r}; known here: auto, cpu, cuda, cuda:N")
     has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from torch import Tensor
 from dgiqa_stream.backends import BackendStatus, Outputs
 from dgiqa_stream.errors import ModelError
 from dgiqa_stream.preprocess import make_batch, stored_region
+from dgiqa_stream.scorer import FLAT_STEPS
 from plugins.torch_gpu.batching import Batcher
 from plugins.torch_gpu.devices import device_of
 from plugins.torch_gpu.engine import Engine
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16", "bf16"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_FLAT_STEPS = 2.0  # dgiqa_stream.scorer.FLAT_STEPS, which a test keeps equal
 MAX_BATCH = 64
 BUDGET_SECONDS = 0.005
 """How long a frame waits for others to share its batch, at most."""
@@ -57,6 +56,7 @@ def open_model(
     Raises :class:`ModelError` where the file is no model of this project's, and its
     :class:`BackendUnavailable` where the device cannot be used.
     """
+    _refuse_other_files(model)
     where, reason = device_of(device)
     chosen: Precision = precision or ("fp16" if where.type == "cuda" else "fp32")
     if where.type == "cpu":
@@ -69,7 +69,13 @@ def open_model(
         engine = Engine(network, shapes, where, max_batch=max_batch)
     except ModelError:
         raise
-    except Exception as exc:  # a file of another kind, or too little memory for it
+    except torch.OutOfMemoryError as exc:
+        raise ModelError(
+            f"{model.path.name} with batches of up to {max_batch} frames does not fit into the "
+            f"memory of {where}: open it with a smaller max_batch, name another --device, or end "
+            "what else uses this one"
+        ) from exc
+    except Exception as exc:  # a file of another kind
         raise ModelError(
             f"{model.path.name} cannot be opened by torch {torch.__version__}: "
             f"{' '.join(str(exc).split())[:200]}. Export it again with `dgiqa-quant export`, or "
@@ -82,6 +88,17 @@ def open_model(
         backend.close()
         raise
     return backend
+
+
+def _refuse_other_files(model: LoadedModel) -> None:
+    """Only ONNX of float32, or of INT8 between it, is read."""
+    kind, precision = model.path.suffix, model.manifest.precision
+    if kind in (".pt2", ".engine") or precision in ("fp16", "bf16"):
+        raise ModelError(
+            f"{model.path.name} is {precision} in a {kind} file, and --backend torch reads .onnx "
+            "files of fp32 or int8: give the one it was made of, such as --model student-fp32, "
+            "which a GPU runs in FP16 by itself"
+        )
 
 
 def _check_inputs(
@@ -149,7 +166,7 @@ class TorchBackend:
         self._service: BatchService[_Piece, dict[str, float]] = BatchService(
             self._run,
             Batcher(max_batch=max_batch, budget_seconds=budget_seconds),
-            is_too_large=lambda exc: isinstance(exc, torch.cuda.OutOfMemoryError),
+            is_too_large=lambda exc: isinstance(exc, torch.OutOfMemoryError),
             name="torch batches",
         )
 
@@ -167,7 +184,9 @@ class TorchBackend:
         views = {v.name: np.zeros((1, *v.shape), np.uint8) for v in self._specs}
         try:
             self.infer(cast("FrameBatch", _Views(views)))
-        except (KeyError, RuntimeError, ValueError) as exc:
+        except (KeyError, ModelError) as exc:
+            if isinstance(exc, ModelError) and not isinstance(exc.__cause__, KeyError | ValueError):
+                raise
             raise ModelError(
                 f"{self._model.path.name} does not take or give what its manifest says "
                 f"({' '.join(str(exc).split())[:120]}): they belong to different models; export "
@@ -192,7 +211,7 @@ class TorchBackend:
     def infer(self, batch: FrameBatch) -> Outputs:
         """See :class:`~dgiqa_stream.backends.Backend`; waits for a batch that others share."""
         futures = self._service.submit(threading.get_ident(), list(_pieces(batch)))
-        found = [_result(future) for future in futures]
+        found = [future.result() for future in futures]
         columns = {
             field: np.array([one[name] for one in found], np.float32)
             for field, name in self._fields.items()
@@ -247,7 +266,7 @@ class TorchBackend:
     def _flat(self, views: Mapping[str, Tensor]) -> list[bool]:
         """Whether every view of a frame is of one colour; see ``dgiqa_stream.scorer.is_flat``."""
         deviations = [v.float().std((1, 2), correction=0).amax(1) for v in views.values()]  # (N,)
-        flat: list[bool] = (torch.stack(deviations).amax(0) <= _FLAT_STEPS).tolist()
+        flat: list[bool] = (torch.stack(deviations).amax(0) <= FLAT_STEPS).tolist()
         return flat
 
 
@@ -271,17 +290,3 @@ def _pieces(batch: FrameBatch | Pictures) -> list[_Piece]:
         return [_Piece(planes=planes, crop=batch.crop) for planes in batch.planes]
     tensors = {name: torch.from_numpy(view) for name, view in batch.views.items()}
     return [_Piece({k: v[n] for k, v in tensors.items()}) for n in range(len(batch))]
-
-
-def _result(future: Future[dict[str, float]]) -> dict[str, float]:
-    """What the batch came to; raises :class:`ModelError` for a device that fails."""
-    try:
-        return future.result()
-    except torch.cuda.OutOfMemoryError as exc:
-        raise ModelError(f"inference failed: {_line(exc)}") from exc
-    except RuntimeError as exc:  # of torch: a device that went away, say
-        raise ModelError(f"inference failed: {_line(exc)}") from exc
-
-
-def _line(exc: BaseException) -> str:
-    return " ".join(str(exc).split())

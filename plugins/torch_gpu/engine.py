@@ -45,6 +45,7 @@ class Engine:
         self.device, self._shapes, self._names = device, dict(shapes), network.output_names
         self._network: OnnxNetwork | None = network.eval().to(device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._inputs: dict[str, Tensor] = {}
         self.stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)
@@ -100,6 +101,7 @@ class Engine:
         return dict(zip(self._names, np.array(found, np.float32), strict=True))
 
     def close(self) -> None:
-        """Drop graphs and weights."""
+        """Drop graphs, their inputs and the weights."""
         self._graphs.clear()
+        self._inputs.clear()
         self._network = None

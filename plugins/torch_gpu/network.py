@@ -77,7 +77,7 @@ class OnnxNetwork(nn.Module):
             _Step(
                 step.kind, step.inputs, step.outputs, step.attributes,
                 tuple(i for i in dict.fromkeys(step.inputs)
-                      if last[i] == n and i not in self._constants),
+                      if last[i] == n and i not in {*self._constants, *self.output_names}),
             )
             for n, step in enumerate(kept)
         ]  # fmt: skip
@@ -136,15 +136,34 @@ class OnnxNetwork(nn.Module):
 
 
 def _step_of(node: onnx.NodeProto, path: Path) -> _Step:
-    if node.op_type not in {*_OPERATIONS, "Conv", "QuantizeLinear", "Constant"} or node.domain:
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if unknown := _unknown(node, attributes):
         raise ModelError(
-            f"{path.name} has an operation {node.op_type}, which the torch backend does not know: "
+            f"{path.name} has {unknown}, which the torch backend does not know: "
             "use --backend onnxruntime"
         )
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "Split":
+        attributes.setdefault("num_outputs", len(node.output))
     if node.op_type == "Constant":
         attributes = {"value": numpy_helper.to_array(attributes["value"])}
     return _Step(node.op_type, tuple(node.input), tuple(node.output), attributes)
+
+
+def _unknown(node: onnx.NodeProto, attributes: Mapping[str, Any]) -> str:
+    """What of a node is not computed here; empty where all is."""
+    if node.op_type not in {*_OPERATIONS, "Conv", "QuantizeLinear", "Constant"} or node.domain:
+        return f"an operation {node.op_type}"
+    named = f"a {node.op_type} {node.name or node.output[0]!r}"
+    if node.op_type == "Conv":
+        padding = attributes.get("auto_pad", b"NOTSET").decode()
+        if padding != "NOTSET":
+            return f"{named} of auto_pad {padding}"
+        num_sides = len(attributes.get("kernel_shape", (0, 0)))
+        if num_sides != 2:
+            return f"{named} over {num_sides} sides"
+    if node.op_type == "Cast" and attributes["to"] != onnx.TensorProto.FLOAT:
+        return f"{named} to {onnx.TensorProto.DataType.Name(attributes['to'])}"
+    return ""
 
 
 # Operations -------------------------------------------------------------------------------------
@@ -215,7 +234,13 @@ def _split(inputs: _Inputs, attributes: _Attributes) -> tuple[Tensor, ...]:
     axis = attributes.get("axis", 0)
     if sizes:
         return x.split(sizes[0].tolist(), axis)
-    return x.tensor_split(attributes["num_outputs"], axis)
+    num_parts = attributes["num_outputs"]
+    if x.shape[axis] % num_parts:
+        raise ModelError(
+            f"a Split of {x.shape[axis]} into {num_parts} unequal parts names no lengths, which "
+            "the torch backend does not know: use --backend onnxruntime"
+        )
+    return x.split(x.shape[axis] // num_parts, axis)
 
 
 _OPERATIONS: Mapping[str, Callable[[_Inputs, _Attributes], Tensor | tuple[Tensor, ...]]] = {

@@ -16,10 +16,17 @@ def device_status(number: int) -> dict[str, Any]:
 
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(number)
     except pynvml.NVMLError as exc:
         raise RuntimeError(f"NVML: {exc}") from exc
+    try:
+        return _status(pynvml, pynvml.nvmlDeviceGetHandleByIndex(number))
+    except pynvml.NVMLError as exc:
+        raise RuntimeError(f"NVML: {exc}") from exc
+    finally:
+        pynvml.nvmlShutdown()
 
+
+def _status(pynvml: Any, handle: Any) -> dict[str, Any]:
     def told(ask: Callable[[], Any]) -> Any:
         try:
             return ask()

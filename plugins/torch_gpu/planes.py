@@ -82,11 +82,6 @@ class TorchPlanes:
         return self.with_tensors(lambda t: t.to(device, non_blocking=True))
 
     @property
-    def num_bytes(self) -> int:
-        """Of all samples, padding left out."""
-        return sum(t.numel() * t.element_size() for t in self.tensors)
-
-    @property
     def samples(self) -> Sequence[NDArray[np.uint8] | NDArray[np.uint16]]:
         """Those of :class:`~dgiqa_stream.types.Planes`; each is copied when it is asked for."""
         return _Samples(self.tensors)

@@ -18,15 +18,16 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 # ruff: noqa: E402 - what follows needs torch
-from dgiqa_stream import scorer as runtime_scorer
 from dgiqa_stream.backends import BackendStatus, open_backend
 from dgiqa_stream.config import ModelSettings
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
 from dgiqa_stream.manifest import LoadedModel, load_model
+from dgiqa_stream.preprocess import make_batch
 from dgiqa_stream.scorer import load_scorer, scorer_of
 from dgiqa_stream.types import Crop, FrameBatch, Planes
 from plugins.torch_gpu import backend as torch_backend
 from plugins.torch_gpu.engine import buckets_up_to
+from plugins.torch_gpu.network import OnnxNetwork
 
 HAS_CUDA = torch.cuda.is_available()
 SURE = Path(__file__).parents[1] / "stream" / "conftest.py"
@@ -141,7 +142,7 @@ def test_a_batch_can_be_looked_at_before_it_is_scored():
     planes = pictures(2)
     with load_scorer("student-fp32", backend="torch", device="cpu") as scorer:
         batch = scorer.cut(planes)
-        wanted = runtime_scorer.make_batch(planes, scorer.manifest.preprocess.views).views
+        wanted = make_batch(planes, scorer.manifest.preprocess.views).views
     assert len(batch) == 2
     assert all(np.array_equal(batch.views[name], view) for name, view in wanted.items())
 
@@ -185,11 +186,6 @@ def test_sureness_and_strangeness_are_told(tmp_path):
         assert other.interval == pytest.approx(one.interval, abs=1e-3)
         assert other.out_of_domain == one.out_of_domain
     assert "flat" in found[2].out_of_domain
-
-
-def test_flat_means_the_same_to_both():
-    """The step that a view of one colour may deviate by is the runtime's."""
-    assert torch_backend._FLAT_STEPS == runtime_scorer.FLAT_STEPS
 
 
 def test_the_status_tells_device_and_precision(opened):
@@ -263,6 +259,89 @@ def test_an_operation_that_is_not_known_is_named(model, tmp_path):
 
     with pytest.raises(ModelError, match=r"operation Einsum.*--backend onnxruntime"):
         open_backend(with_graph(model, tmp_path, change), backend="torch", device="cpu")
+
+
+def graph_file(path, nodes, outputs):
+    """An ONNX file of nodes that read ``x`` (N, 4) and one weight ``w`` (1, 4, 1, 1)."""
+    make = onnx.helper.make_tensor_value_info
+    x = make("x", onnx.TensorProto.FLOAT, ["N", 4])
+    weight = onnx.numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32), "w")
+    given = [make(name, onnx.TensorProto.FLOAT, None) for name in outputs]
+    graph = onnx.helper.make_graph(nodes, "g", [x], given, [weight])
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "told"),
+    [
+        ("Conv", {"auto_pad": "SAME_UPPER"}, "Conv 'n' of auto_pad SAME_UPPER"),
+        ("Conv", {"kernel_shape": [3]}, "Conv 'n' over 1 sides"),
+        ("Cast", {"to": onnx.TensorProto.FLOAT16}, "Cast 'n' to FLOAT16"),
+    ],
+)
+def test_what_would_be_computed_otherwise_is_refused_by_name(tmp_path, kind, attributes, told):
+    """Padding that is left to the runtime, other casts and other sides are ModelErrors."""
+    inputs = ["x", "w"] if kind == "Conv" else ["x"]
+    node = onnx.helper.make_node(kind, inputs, ["y"], name="n", **attributes)
+    with pytest.raises(ModelError, match=rf"{told}, which the torch backend does not know"):
+        OnnxNetwork(graph_file(tmp_path / "a.onnx", [node], ["y"]))
+
+
+def test_a_split_without_lengths_must_be_even(tmp_path):
+    """Four in two parts are two and two; in three parts, a ModelError."""
+    x = torch.arange(8.0).reshape(2, 4)
+    for num_parts in (2, 3):
+        names = [f"y{n}" for n in range(num_parts)]
+        node = onnx.helper.make_node("Split", ["x"], names, axis=1, num_outputs=num_parts)
+        network = OnnxNetwork(graph_file(tmp_path / f"{num_parts}.onnx", [node], names))
+        if num_parts == 2:
+            assert torch.equal(network({"x": x})["y1"], x[:, 2:])
+        else:
+            with pytest.raises(ModelError, match="Split of 4 into 3 unequal parts"):
+                network({"x": x})
+
+
+def test_an_output_that_another_operation_reads_is_kept(tmp_path):
+    """An output stays to the end, though the node after it is the last to read it."""
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["y"]),
+        onnx.helper.make_node("Sigmoid", ["y"], ["z"]),
+    ]
+    network = OnnxNetwork(graph_file(tmp_path / "a.onnx", nodes, ["y", "z"]))
+    assert set(network({"x": torch.zeros(1, 4)})) == {"y", "z"}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("a.onnx", "fp16"), ("a.onnx", "bf16"), ("a.pt2", "fp32")]
+)
+def test_files_for_other_engines_are_refused_in_a_line(model, name, precision):
+    """Half-precision ONNX and exported programs are ModelErrors that name what to give instead."""
+    manifest = msgspec.structs.replace(model.manifest, precision=precision)
+    with pytest.raises(ModelError, match=rf"{name} is {precision}.*--model student-fp32"):
+        open_backend(LoadedModel(Path(name), manifest), backend="torch", device="cpu")
+
+
+def test_too_little_memory_at_opening_leads_on(model, monkeypatch):
+    """Where the device is full, the ModelError names the batch and another device."""
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch_backend, "Engine", full)
+    with pytest.raises(ModelError, match=r"up to 64 frames.*smaller max_batch.*another --device"):
+        open_backend(model, backend="torch", device="cpu")
+
+
+def test_a_package_that_does_not_load_says_why(model, monkeypatch):
+    """An ImportError that names no package is told with its reason."""
+
+    def broken(name):
+        raise ImportError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr("dgiqa_stream.backends.importlib.import_module", broken)
+    with pytest.raises(BackendUnavailable, match=r"cannot be loaded \(libcudart.so.13: .*\): pip"):
+        open_backend(model, backend="torch")
 
 
 def test_a_file_that_is_no_model_is_refused(model, tmp_path):
