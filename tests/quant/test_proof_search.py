@@ -249,7 +249,7 @@ def _judge_result(out, found, said):
     ("words", "options", "code", "told"),
     [
         (("--max-ms", "0"), {}, 2, "max-ms"),
-        (("--max-drop", "-0.1"), {}, 2, "max-drop"),
+        (("--max-drop", "-0.1"), {}, 2, "--max-drop -0.1 is no budget: give 0 or more"),
         (("--max-mb", "0.0001"), {}, 2, "cannot be met"),
         (("--max-mb", "nan"), {}, 2, "max-mb"),
         (("--methods", "minmax,guess"), {}, 2, "guess"),

@@ -24,10 +24,7 @@ Bound = Annotated[float, typer.Option(min=0, help="Points of 0..100.")]
 
 
 def check(
-    a: Annotated[
-        str,
-        typer.Argument(help="A shipped name, .onnx, .pt, .safetensors, .pt2, .engine or .plan."),
-    ],
+    a: Annotated[str, typer.Argument(help="A shipped name, .onnx, .pt, .safetensors or .pt2.")],
     b: Annotated[str, typer.Argument(help="The artefact that should say the same.")],
     *,
     recipe: Annotated[
