@@ -150,6 +150,8 @@ def _chosen(g: Tensor, e: Tensor, num: int) -> list[int]:
     ``g`` (C + 1, C + 1) and ``e`` (C + 1, C') are second moments, the constant last. What has been
     chosen is swept out of both (Gauss-Jordan), so that the gain of a channel is a quotient.
     """
+    if num == len(g) - 1:
+        return list(range(num))
     g, e = g.clone(), e.clone()
     free = torch.ones(len(g), dtype=torch.bool)
 
