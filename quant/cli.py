@@ -239,18 +239,18 @@ def refit(
 ) -> None:
     """Distil one head for both precisions from kernel ridge regression; rewrites both files."""
     import msgspec
-    import onnx
 
     from dgiqa_stream.manifest import load_model
     from distill.data.twins import without_twins
     from quant.export_onnx import write_successor
     from quant.head import features_of, head_size, load_features, refit_, save_features
     from quant.looks import looks_at
+    from quant.proof.figures import read_graph
     from quant.ptq import load_int8_config
 
     settings = load_int8_config(config).head
     sources = [load_model(model), load_model(quantised)]
-    graphs = [onnx.load(s.path) for s in sources]
+    graphs = [read_graph(source) for source in sources]
     if cache is not None and cache.is_file():
         features = load_features(cache)
     else:

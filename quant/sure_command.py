@@ -46,11 +46,11 @@ def sure(
 ) -> None:
     """Give both files an interval and a flag for unfamiliar pictures; quality stays as it is."""
     import msgspec
-    import onnx
 
     from dgiqa_stream.manifest import load_model
     from quant.export_onnx import write_successor
     from quant.extra_outputs import features_name, remove_outputs_
+    from quant.proof.figures import read_graph
     from quant.ptq import load_int8_config
     from quant.sure import fit_
     from quant.sure_measured import measure, validation_part
@@ -60,7 +60,7 @@ def sure(
     _refuse_without_table(config)
     _check_kinds(recipe.sure)
     sources = [load_model(model), load_model(quantised)]
-    graphs = [onnx.load(s.path) for s in sources]
+    graphs = [read_graph(source) for source in sources]
     removed = [remove_outputs_(graph) for graph in graphs]
     for graph in graphs:
         features_name(graph)  # a model without the head is refused before the work begins
