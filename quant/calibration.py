@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
 
 import msgspec
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from dgiqa_stream.preprocess import ViewSpec, cut_view
 from dgiqa_stream.types import Planes
+
+if TYPE_CHECKING:
+    from distill.data.loader import PictureSet
 
 Views = dict[str, NDArray[np.uint8]]
 
@@ -74,3 +78,23 @@ def calibration_set(
     first = range(min(config.num_letterboxed, len(rated)))
     chosen += [letterboxed(rated[i]) for i in first]
     return [views_batch(p, views) for p in chosen] + synthetic(config, views)
+
+
+class TrainingPlanes(Sequence[Planes]):
+    """The planes of a set's training pictures, each read when it is asked for."""
+
+    def __init__(self, pictures: PictureSet) -> None:
+        self._pictures = pictures
+        self._records = [r for r in pictures.records if r.split == "train"]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> Planes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Planes]: ...
+    def __getitem__(self, index: int | slice) -> Planes | Sequence[Planes]:
+        if isinstance(index, slice):
+            return [self._pictures.planes(r) for r in self._records[index]]
+        return self._pictures.planes(self._records[index])

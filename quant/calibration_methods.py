@@ -20,6 +20,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 
 from dgiqa_stream.scorer import is_flat
 from quant.calibration import Views
+from quant.correction import probed_session
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
@@ -66,7 +67,7 @@ def activation_spans(
     between them. What feeds a ReLU alone gets the ReLU's span: both are one node in integers.
     """
     tensors = _activations(graph, operators)
-    session = _probed(graph, tensors)
+    session = probed_session(graph, tensors, log_severity=4)
 
     def runs() -> Iterator[dict[str, Any]]:
         for batch in calibration:
@@ -186,18 +187,3 @@ def _through_relus(graph: onnx.ModelProto, spans: Spans) -> Spans:
         if node.op_type == "Relu" and num_readers[source] == 1 and node.output[0] in spans:
             found[source] = spans[node.output[0]]
     return found
-
-
-def _probed(graph: onnx.ModelProto, tensors: Sequence[str]) -> Any:
-    """A session whose outputs are tensors of the graph."""
-    import onnxruntime as ort
-
-    probed = onnx.ModelProto()
-    probed.CopyFrom(graph)
-    del probed.graph.output[:]
-    probed.graph.output.extend(onnx.ValueInfoProto(name=t) for t in tensors)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    return ort.InferenceSession(
-        probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )

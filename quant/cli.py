@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,8 +21,6 @@ from quant.proof.commands.search import search
 from quant.sure_command import sure
 
 if TYPE_CHECKING:
-    from dgiqa_stream.types import Planes
-    from distill.data.loader import PictureSet
     from distill.data.training_data import TrainingData
 
 app = typer.Typer(
@@ -123,7 +120,7 @@ def qat(
     from distill.models.student import load_student, quantised_points
     from distill.recipe import load_recipe
     from distill.trainer import train
-    from quant.calibration import CalibrationConfig, calibration_set
+    from quant.calibration import CalibrationConfig, TrainingPlanes, calibration_set
     from quant.ptq import load_int8_config
     from quant.qat import find_ranges, load_ranges, prepare_qat_, save_ranges
 
@@ -137,8 +134,8 @@ def qat(
         batches = calibration_set(
             chosen,
             fine_tuning.views,
-            rated=_TrainingPlanes(data.rated),
-            degraded=_TrainingPlanes(data.ladders),
+            rated=TrainingPlanes(data.rated),
+            degraded=TrainingPlanes(data.ladders),
         )
         tensors = [tuple(map(torch.from_numpy, batch.values())) for batch in batches]
         points = quantised_points(student)
@@ -175,7 +172,7 @@ def int8(
     import onnxruntime
 
     from dgiqa_stream.manifest import load_model
-    from quant.calibration import calibration_set
+    from quant.calibration import TrainingPlanes, calibration_set
     from quant.calibration_methods import refuse_useless
     from quant.export_onnx import write_successor
     from quant.proof.figures import read_graph, refuse_unless_float
@@ -193,8 +190,8 @@ def int8(
     calibration = calibration_set(
         settings.calibration,
         views,
-        rated=_TrainingPlanes(data.rated),
-        degraded=_TrainingPlanes(data.ladders),
+        rated=TrainingPlanes(data.rated),
+        degraded=TrainingPlanes(data.ladders),
     )
     refuse_useless(calibration)
     trained = load_ranges(ranges) if ranges else None
@@ -277,26 +274,6 @@ def _opened(packs: Path, shards: Path | None) -> TrainingData:
     from distill.data.training_data import open_both, open_packs
 
     return open_packs(packs) if shards is None else open_both(packs, shards)
-
-
-class _TrainingPlanes(Sequence["Planes"]):
-    """The planes of a set's training pictures, each read when it is asked for."""
-
-    def __init__(self, pictures: PictureSet) -> None:
-        self._pictures = pictures
-        self._records = [r for r in pictures.records if r.split == "train"]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> Planes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Planes]: ...
-    def __getitem__(self, index: int | slice) -> Planes | Sequence[Planes]:
-        if isinstance(index, slice):
-            return [self._pictures.planes(r) for r in self._records[index]]
-        return self._pictures.planes(self._records[index])
 
 
 app.command()(factorize)

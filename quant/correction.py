@@ -81,7 +81,7 @@ def outputs_of_each(
     tensors: Sequence[tuple[onnx.ModelProto, str]], batches: Iterable[Views]
 ) -> list[NDArray[np.float64]]:
     """One tensor of each graph over the same batches, which are made once, (N, ...) each."""
-    sessions = [(_probed(graph, tensor), tensor) for graph, tensor in tensors]
+    sessions = [(probed_session(graph, [tensor]), tensor) for graph, tensor in tensors]
     found: list[list[NDArray[np.float32]]] = [[] for _ in sessions]
     for batch in batches:
         for (session, tensor), values in zip(sessions, found, strict=True):
@@ -89,16 +89,16 @@ def outputs_of_each(
     return [np.concatenate(values).astype(np.float64) for values in found]
 
 
-def _probed(graph: onnx.ModelProto, tensor: str) -> Any:
-    """A session whose output is a tensor of the graph."""
+def probed_session(graph: onnx.ModelProto, tensors: Sequence[str], *, log_severity: int = 3) -> Any:
+    """A session of ONNX Runtime whose outputs are tensors of the graph."""
     import onnxruntime as ort
 
     probed = onnx.ModelProto()
     probed.CopyFrom(graph)
     del probed.graph.output[:]
-    probed.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    probed.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(tensors))
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = log_severity
     return ort.InferenceSession(
         probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,11 +162,13 @@ def choose_calibration(
     calibration: Sequence[Views],
     *,
     ranges: Ranges | None = None,
+    make: Callable[..., onnx.ModelProto] | None = None,
 ) -> tuple[Int8StaticConfig, dict[str, float]]:
     """The settings with the method of least score error, and each method's error.
 
     The error is the mean |delta score|, in points of 0..100, on the calibration pictures: those
     hold black, noise and letterboxed ones. Settings that name a method stay as they are.
+    ``make`` quantises, as :func:`quantize_onnx` does unless another is given.
     """
     if config.calibration != "best":
         return config, {}
@@ -177,7 +179,7 @@ def choose_calibration(
     errors: dict[str, float] = {}
     for method in METHODS:
         tried[method] = msgspec.structs.replace(config, calibration=method)
-        made = quantize_onnx(
+        made = (make or quantize_onnx)(
             graph, tried[method], calibration, ranges=ranges, measured=spans[method]
         )
         found = outputs_of(made, quality, calibration)

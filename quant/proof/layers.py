@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from quant.calibration import Views
+from quant.correction import probed_session
 
 FLOAT_CONVS = frozenset({"Conv", "FusedConv", "NhwcFusedConv"})
 INTEGER_CONVS = frozenset({"ConvInteger", "QLinearConv"})
@@ -77,8 +78,10 @@ def layer_noise(
     pairs = _common_layers(reference, graph)
     if not pairs or not batches:
         return []
-    of_reference = _probed(reference, [tensor for _, tensor, _ in pairs])
-    of_graph = _probed(graph, [rounded for _, _, rounded in pairs])
+    of_reference = probed_session(
+        reference, [tensor for _, tensor, _ in pairs], log_severity=_FATAL_ONLY
+    )
+    of_graph = probed_session(graph, [rounded for _, _, rounded in pairs], log_severity=_FATAL_ONLY)
     signal, noise = np.zeros(len(pairs)), np.zeros(len(pairs))
     for batch in batches:
         wanted = of_reference.run([tensor for _, tensor, _ in pairs], batch)
@@ -116,18 +119,3 @@ def _common_layers(
         rounded = tensor if quantise is None else restored.get(quantise.output[0], tensor)
         found.append((node.name or tensor, tensor, rounded))
     return found
-
-
-def _probed(graph: onnx.ModelProto, tensors: Sequence[str]) -> Any:
-    """A session whose outputs are tensors of the graph."""
-    import onnxruntime as ort
-
-    probed = onnx.ModelProto()
-    probed.CopyFrom(graph)
-    del probed.graph.output[:]
-    probed.graph.output.extend(onnx.ValueInfoProto(name=t) for t in dict.fromkeys(tensors))
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
-    return ort.InferenceSession(
-        probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import NodeProto
@@ -27,7 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from dgiqa_stream.errors import ModelError
 from quant.calibration import Views
-from quant.calibration_methods import METHODS, Spans
+from quant.calibration_methods import Spans
 from quant.correction import (
     constant_of,
     correct_head_,
@@ -37,7 +36,13 @@ from quant.correction import (
     replace_constant,
 )
 from quant.extra_outputs import remove_outputs_
-from quant.ptq import Int8StaticConfig, measured_spans, normalised_inputs, trained_spans
+from quant.ptq import (
+    Int8StaticConfig,
+    choose_calibration,
+    measured_spans,
+    normalised_inputs,
+    trained_spans,
+)
 from quant.qat import Ranges
 from quant.tensorrt.graph_view import DEQUANTIZE, GraphView
 from quant.tensorrt.layout import lay_out_
@@ -97,21 +102,7 @@ def choose_for_tensorrt(
     As :func:`~quant.ptq.choose_calibration`, for this target: the mean |delta score| in points of
     0..100 on the calibration pictures. Settings that name a method stay as they are.
     """
-    if config.calibration != "best":
-        return config, {}
-    spans = measured_spans(graph, config, calibration, METHODS)
-    quality = graph.graph.output[0].name
-    wanted = outputs_of(graph, quality, calibration)
-    tried: dict[str, Int8StaticConfig] = {}
-    errors: dict[str, float] = {}
-    for method in METHODS:
-        tried[method] = msgspec.structs.replace(config, calibration=method)
-        made = quantize_for_tensorrt(
-            graph, tried[method], calibration, ranges=ranges, measured=spans[method]
-        )
-        found = outputs_of(made, quality, calibration)
-        errors[method] = float(100 * np.abs(found - wanted).mean())
-    return tried[min(errors, key=lambda method: errors[method])], errors
+    return choose_calibration(graph, config, calibration, ranges=ranges, make=quantize_for_tensorrt)
 
 
 def _input_spans(graph: onnx.ModelProto) -> Spans:

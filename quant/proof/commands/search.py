@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, overload
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,6 @@ from distill.say import say
 if TYPE_CHECKING:
     from dgiqa_stream.manifest import LoadedModel
     from dgiqa_stream.preprocess import ViewSpec
-    from dgiqa_stream.types import Planes
-    from distill.data.loader import PictureSet
     from quant.calibration import CalibrationConfig, Views
     from quant.proof.agreement import Scores
     from quant.proof.search import Budget, Measured, Prefer
@@ -154,32 +152,12 @@ def _refuse_impossible(models: Sequence[LoadedModel], max_mb: float | None) -> N
         )
 
 
-class _TrainingPlanes(Sequence["Planes"]):
-    """The planes of a set's training pictures, each read when it is asked for."""
-
-    def __init__(self, pictures: PictureSet) -> None:
-        self._pictures = pictures
-        self._records = [r for r in pictures.records if r.split == "train"]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> Planes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Planes]: ...
-    def __getitem__(self, index: int | slice) -> Planes | Sequence[Planes]:
-        if isinstance(index, slice):
-            return [self._pictures.planes(r) for r in self._records[index]]
-        return self._pictures.planes(self._records[index])
-
-
 def _calibration(packs: Path, config: CalibrationConfig, views: Sequence[ViewSpec]) -> list[Views]:
     from distill.data.training_data import open_packs
-    from quant.calibration import calibration_set
+    from quant.calibration import TrainingPlanes, calibration_set
 
     data = open_packs(packs)
-    rated, degraded = _TrainingPlanes(data.rated), _TrainingPlanes(data.ladders)
+    rated, degraded = TrainingPlanes(data.rated), TrainingPlanes(data.ladders)
     return calibration_set(config, views, rated=rated, degraded=degraded)
 
 
