@@ -4,7 +4,7 @@
 #   TORCH=yes|no|auto    auto runs the training and export tests where torch and what teachers and
 #                        shards need can be installed, yes fails where they cannot, no leaves
 #                        them out
-#   PYTEST_ARGS="-k x"   more arguments for pytest
+#   PYTEST_ARGS="-k x"   more arguments for pytest; "-n 0" runs all in one process
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu   takes the CPU builds of torch:
 #                        1 GB of disk instead of 6
 #   BENCHMARKS="start"   which of benchmarks/*.py `make bench` runs; memory alone takes half an hour
@@ -75,7 +75,7 @@ test: lint types wheel ## lint, types, and the whole suite against the built whe
 	if [ "$(TORCH)" = yes ]; then export FAIL_WITHOUT_PACKAGES=1; fi
 	cd "$$stage"
 	DGIQA_CHECKOUT="$(CURDIR)" PATH="$(BIN):$$PATH" \
-	  $(BIN)/python -m pytest "$${without[@]}" $(PYTEST_ARGS)
+	  $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup "$${without[@]}" $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/tools ## ruff, formatting, import contracts, spelling, test docstrings
