@@ -50,9 +50,12 @@ def open_model(
     precision: Precision | None = None,
     max_batch: int = MAX_BATCH,
     budget_seconds: float = BUDGET_SECONDS,
+    requested: str = "torch",
+    instead: str = "",
 ) -> TorchBackend:
     """Open a model; ``precision`` is FP32 on a CPU and FP16 on a GPU unless it is given.
 
+    A backend that this one stands in for gives its name as ``requested`` and, ``instead``, why.
     Raises :class:`ModelError` where the file is no model of this project's, and its
     :class:`BackendUnavailable` where the device cannot be used.
     """
@@ -61,7 +64,7 @@ def open_model(
     chosen: Precision = precision or ("fp16" if where.type == "cuda" else "fp32")
     if where.type == "cpu":
         torch.set_num_threads(num_threads)
-    status = BackendStatus(f"torch:{device}", f"torch:{where} {chosen}", reason)
+    status = BackendStatus(f"{requested}:{device}", f"torch:{where} {chosen}", instead or reason)
     try:
         network = OnnxNetwork(model.path, dtype=_DTYPES[chosen])
         shapes = {view.name: view.shape for view in model.manifest.preprocess.views}
@@ -81,7 +84,11 @@ def open_model(
             f"{' '.join(str(exc).split())[:200]}. Export it again with `dgiqa-quant export`, or "
             "use --backend onnxruntime"
         ) from exc
-    backend = TorchBackend(engine, model, status, max_batch, budget_seconds)
+    return checked(TorchBackend(engine, model, status, max_batch, budget_seconds))
+
+
+def checked(backend: TorchBackend) -> TorchBackend:
+    """The same, once it has scored a black frame; where it cannot, it is closed and that raised."""
     try:
         backend.check()
     except BaseException:

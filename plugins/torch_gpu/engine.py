@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dgiqa_stream.errors import ModelError
-from plugins.torch_gpu.network import OnnxNetwork
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +25,18 @@ def buckets_up_to(max_batch: int) -> tuple[int, ...]:
     return tuple(sizes) if max_batch == 1 else (*sizes, max_batch)
 
 
+class Network(Protocol):
+    """What an :class:`Engine` runs."""
+
+    output_names: tuple[str, ...]
+
+    def on(self, device: torch.device) -> Network:
+        """Itself, moved to a device and ready to be called there."""
+
+    def __call__(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each view uint8 (N, H, W, 3) by name; each output float32 (N, 1) by name."""
+
+
 class Engine:
     """Runs batches of views. For one thread at a time.
 
@@ -35,7 +46,7 @@ class Engine:
 
     def __init__(
         self,
-        network: OnnxNetwork,
+        network: Network,
         shapes: Mapping[str, tuple[int, int, int]],
         device: torch.device,
         *,
@@ -43,13 +54,12 @@ class Engine:
     ) -> None:
         """Move the network; on CUDA capture it."""
         self.device, self._shapes, self._names = device, dict(shapes), network.output_names
-        self._network: OnnxNetwork | None = network.eval().to(device)
+        self._network: Network | None = network.on(device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._inputs: dict[str, Tensor] = {}
         self.stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self.stream = torch.cuda.Stream(device)
-            network.weights_to_channels_last_()
             self._capture(max_batch)
 
     def _capture(self, max_batch: int) -> None:
