@@ -7,9 +7,11 @@ is loaded before it is asked for.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +31,7 @@ ENTRY_POINT_GROUP = "dgiqa_stream.backends"
 BACKENDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {  # name: (module with open_model(), extra that installs it)
         "onnxruntime": ("dgiqa_stream.backends._onnxruntime", ""),
+        "onnxruntime-tensorrt": ("dgiqa_stream.backends._onnxruntime_tensorrt", ""),
         "torch": ("plugins.torch_gpu.backend", "gpu"),
         "fake": ("dgiqa_stream.backends.fake", ""),
     }
@@ -138,3 +141,11 @@ def not_loaded(backend: str, exc: ImportError, *, extra: str = "") -> BackendUna
     wanted = f"dgiqa-stream[{extra}]" if extra else "dgiqa-stream"
     reason = f"needs {exc.name!r}" if exc.name else f"cannot be loaded ({exc})"
     return BackendUnavailable(f"the {backend} backend {reason}: pip install '{wanted}'")
+
+
+def engine_folder() -> Path:
+    """Where built engines are kept: ``DGIQA_ENGINE_CACHE``, else a folder of the user's caches."""
+    if given := os.environ.get("DGIQA_ENGINE_CACHE"):
+        return Path(given)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "dgiqa-stream" / "engines"

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on CPU or CUDA. The only file that imports onnxruntime."""
+"""ONNX Runtime, on CPU or CUDA, or by its TensorRT provider. The only file that imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -12,16 +12,34 @@ from dgiqa_stream.backends import BackendStatus, Outputs, not_loaded
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from dgiqa_stream.manifest import LoadedModel, ModelManifest
     from dgiqa_stream.types import FrameBatch
 
+    _Preferred = tuple[str, Callable[[], Mapping[str, Any]]]
+
 _FATAL_ONLY = 4  # onnxruntime's log severity
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
-def open_model(model: LoadedModel, *, device: str, num_threads: int) -> OnnxRuntimeBackend:
-    """Open the model; the manifest has been checked against the file already."""
+def open_model(
+    model: LoadedModel,
+    *,
+    device: str,
+    num_threads: int,
+    name: str = "onnxruntime",
+    preferred: _Preferred | None = None,
+    max_batch: int | None = None,
+) -> OnnxRuntimeBackend:
+    """Open the model; the manifest has been checked against the file already.
+
+    ``preferred`` is an execution provider for CUDA devices, and what gives its options, that is to
+    come before ONNX Runtime's own; the backend is then called ``name``. Batches beyond ``max_batch`` are run in
+    parts.
+    """
     # Since 1.29 it tells its maker of each session, the file's name included, unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -30,41 +48,65 @@ def open_model(model: LoadedModel, *, device: str, num_threads: int) -> OnnxRunt
         raise not_loaded("onnxruntime", exc) from exc
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ConfigError(f"unknown device {device!r}; known here: auto, cpu, cuda, cuda:N")
-    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-    if device.startswith("cuda") and not has_cuda:
+    known = ort.get_available_providers()
+    if device.startswith("cuda") and _CUDA not in known:
         raise BackendUnavailable(
             f"device {device!r} needs ONNX Runtime with CUDA, and this one has "
-            f"{', '.join(ort.get_available_providers())}: pip install onnxruntime-gpu in place of "
+            f"{', '.join(known)}: pip install onnxruntime-gpu in place of "
             "onnxruntime, or use --device cpu"
         )
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if device.startswith("cuda"):
-        number = int(device.partition(":")[2] or 0)
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
+    wanted = [] if device == "cpu" else _on_cuda(device, preferred, known)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(str(model.path), options, providers=providers)
+        session = ort.InferenceSession(str(model.path), options, providers=[*wanted, _CPU])
     except Exception as exc:
         reason = str(exc).splitlines()[0]
         raise ModelError(
             f"{model.path.name} cannot be opened by ONNX Runtime {ort.__version__}: {reason}. "
             "Export it again with `dgiqa-quant export`, or choose another --model"
         ) from exc
-    active = "cuda" if session.get_providers()[0] == "CUDAExecutionProvider" else "cpu"
-    if device.startswith("cuda") and active == "cpu":
+    status = _status_of(session, device, name, preferred and preferred[0], known)
+    _check_inputs(session, model)
+    _check_outputs(session, model)
+    return OnnxRuntimeBackend(session, model, status, max_batch)
+
+
+def _on_cuda(
+    device: str, preferred: _Preferred | None, known: Sequence[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The providers of a CUDA device that this ONNX Runtime is built with, the preferred one first."""
+    number = int(device.partition(":")[2] or 0)
+    asked: list[_Preferred] = [*([preferred] if preferred else []), (_CUDA, dict)]
+    return [(p, {"device_id": number, **options()}) for p, options in asked if p in known]
+
+
+def _status_of(
+    session: Any, device: str, name: str, preferred: str | None, known: Sequence[str]
+) -> BackendStatus:
+    """What runs, and why it is not what was asked for; raises where CUDA was, and does not start."""
+    found = session.get_providers()[0]  # the others take what it cannot run
+    if device.startswith("cuda") and found == _CPU:
         raise BackendUnavailable(
             f"device {device!r}: ONNX Runtime could not start CUDA and would run on the CPU; "
             "see `dgiqa-stream doctor`, or use --device cpu"
         )
-    reason = "" if device != "auto" or active == "cuda" else "no CUDA provider in this ONNX Runtime"
-    status = BackendStatus(f"onnxruntime:{device}", f"onnxruntime:{active}", reason)
-    _check_inputs(session, model)
-    _check_outputs(session, model)
-    return OnnxRuntimeBackend(session, model, status)
+    is_preferred = preferred is not None and found == preferred
+    where = "cpu" if found == _CPU else "cuda"
+    active = f"{name if is_preferred else 'onnxruntime'}:{where}"
+    wanted = preferred or _CUDA
+    if found == wanted or (device == "cpu" and preferred is None):
+        reason = ""
+    elif device == "cpu":
+        reason = f"{wanted} needs a CUDA device"
+    elif wanted in known:
+        reason = f"ONNX Runtime could not start {wanted}"
+    else:
+        reason = f"no {'CUDA provider' if wanted == _CUDA else wanted} in this ONNX Runtime"
+    return BackendStatus(f"{name}:{device}", active, reason)
 
 
 def _check_inputs(session: Any, model: LoadedModel) -> None:
@@ -101,8 +143,14 @@ def _output_names(manifest: ModelManifest) -> dict[str, str]:
 class OnnxRuntimeBackend:
     """One inference session; its ``run`` is thread-safe."""
 
-    def __init__(self, session: Any, model: LoadedModel, status: BackendStatus) -> None:
-        self._session = session
+    def __init__(
+        self,
+        session: Any,
+        model: LoadedModel,
+        status: BackendStatus,
+        max_batch: int | None = None,
+    ) -> None:
+        self._session, self._max_batch = session, max_batch
         names = _output_names(model.manifest)
         self._fields, self._names = tuple(names), list(names.values())
         self._status = status
@@ -117,13 +165,25 @@ class OnnxRuntimeBackend:
         if self._session is None:
             raise ModelError("the model is closed: open it again")
         try:
-            found = self._session.run(self._names, dict(batch.views))
+            found = self._run(batch.views, len(batch))
         except Exception as exc:  # out of memory, or a device that went away
             raise ModelError(f"inference failed: {' '.join(str(exc).split())}") from exc
         numbers = (
             _numbers(n, output, len(batch)) for n, output in zip(self._names, found, strict=True)
         )
         return Outputs(**dict(zip(self._fields, numbers, strict=True)))
+
+    def _run(self, views: Mapping[str, NDArray[np.uint8]], num_frames: int) -> list[Any]:
+        """Every output, in one run or, beyond the largest batch, in several."""
+        if self._max_batch is None or num_frames <= self._max_batch:
+            return list(self._session.run(self._names, dict(views)))
+        parts = [
+            self._session.run(
+                self._names, {name: view[n : n + self._max_batch] for name, view in views.items()}
+            )
+            for n in range(0, num_frames, self._max_batch)
+        ]
+        return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
 
     def close(self) -> None:
         """Drop the session."""
