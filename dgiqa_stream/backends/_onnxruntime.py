@@ -1,4 +1,4 @@
-"""ONNX Runtime, on CPU or CUDA, or by its TensorRT provider. The only file that imports onnxruntime."""
+"""ONNX Runtime, on CPU, CUDA or its TensorRT provider. The only file that imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def open_model(
     """Open the model; the manifest has been checked against the file already.
 
     ``preferred`` is an execution provider for CUDA devices, and what gives its options, that is to
-    come before ONNX Runtime's own; the backend is then called ``name``. Batches beyond ``max_batch`` are run in
-    parts.
+    come before ONNX Runtime's own; the backend is then called ``name``. Batches beyond
+    ``max_batch`` are run in parts.
     """
     # Since 1.29 it tells its maker of each session, the file's name included, unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -78,7 +78,7 @@ def open_model(
 def _on_cuda(
     device: str, preferred: _Preferred | None, known: Sequence[str]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The providers of a CUDA device that this ONNX Runtime is built with, the preferred one first."""
+    """The providers of a CUDA device that this ONNX Runtime has, the preferred one first."""
     number = int(device.partition(":")[2] or 0)
     asked: list[_Preferred] = [*([preferred] if preferred else []), (_CUDA, dict)]
     return [(p, {"device_id": number, **options()}) for p, options in asked if p in known]
@@ -87,7 +87,7 @@ def _on_cuda(
 def _status_of(
     session: Any, device: str, name: str, preferred: str | None, known: Sequence[str]
 ) -> BackendStatus:
-    """What runs, and why it is not what was asked for; raises where CUDA was, and does not start."""
+    """What runs, and why nothing better; raises where CUDA was asked for and does not start."""
     found = session.get_providers()[0]  # the others take what it cannot run
     if device.startswith("cuda") and found == _CPU:
         raise BackendUnavailable(

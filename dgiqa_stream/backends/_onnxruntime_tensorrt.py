@@ -23,15 +23,15 @@ MAX_BATCH = 64
 def open_model(
     model: LoadedModel, *, device: str, num_threads: int
 ) -> _onnxruntime.OnnxRuntimeBackend:
-    """Open the model in FP16, or in INT8 where it is one for TensorRT; the first time takes minutes.
+    """Open the model in FP16, or in INT8 made for TensorRT; the first time takes minutes.
 
     Raises :class:`ModelError` for INT8 that TensorRT does not take.
     """
     manifest = model.manifest
     if manifest.precision == "int8" and manifest.target != "tensorrt":
         raise ModelError(
-            f"{model.path.name} is INT8 for {manifest.target}: TensorRT takes --model student-fp32, "
-            "or what `dgiqa-quant int8 --target tensorrt` makes"
+            f"{model.path.name} is INT8 for {manifest.target}: TensorRT takes --model "
+            "student-fp32, or what `dgiqa-quant int8 --target tensorrt` makes"
         )
     return _onnxruntime.open_model(
         model,
@@ -57,7 +57,7 @@ def _options(model: LoadedModel) -> dict[str, str]:
 def provider_options(
     views: list[ViewSpec], folder: Path | None, *, is_int8: bool
 ) -> dict[str, str]:
-    """Settings of the provider: caches, precision, and one profile of batches from 1 to the largest.
+    """Settings of the provider: caches, precision, one profile of batches from 1 to the largest.
 
     Without a profile it would build another engine for each new batch size.
     """
