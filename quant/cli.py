@@ -238,7 +238,6 @@ def refit(
     import msgspec
 
     from dgiqa_stream.manifest import load_model
-    from distill.data.twins import without_twins
     from quant.export_onnx import write_successor
     from quant.head import features_of, head_size, load_features, refit_, save_features
     from quant.looks import looks_at
@@ -253,8 +252,7 @@ def refit(
     else:
         views = sources[0].manifest.preprocess.views
         data = _opened(packs, shards)
-        chosen = without_twins(data) if settings.without_twins else data
-        looks = looks_at(chosen, views, settings)
+        looks = looks_at(data, views, settings)
         features = features_of(graphs[0], graphs[1], looks.batches(), looks.labels)
         if cache is not None:
             save_features(features, cache)

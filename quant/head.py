@@ -48,6 +48,8 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     without_twins: bool = False
     """Whether training pictures with a twin among those for validation are left out."""
+    leave_out: list[str] = []
+    """Degradations whose ladders are not looked at, as the trunk's recipe has them."""
     num_looks: Count = 3
     """Looks at each rated picture: as it is served, then random crops, mirrored or not."""
     smallest_crop: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.85
@@ -73,6 +75,9 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Weight of the squared difference between the logits of the two precisions."""
     fall_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.5
     """Weight of what the pictures of ladders should get, beside 1 for rated ones."""
+    pseudo_mos_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    """How much pseudo-MOS says of a fall (in logits), where it is known; the head before this one
+    says the rest."""
     order_only: list[str] = []
     """Degradations whose falls the head before this one says, not pseudo-MOS."""
     ladder_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -80,7 +85,7 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ladder_margin: Annotated[float, msgspec.Meta(ge=0)] = 0.08
     """Logits by which one level more should lie lower."""
     seed: int = 1
-    version: int = 5
+    version: int = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,23 +249,28 @@ def _logits(quality: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _anchored(
-    taught: NDArray[np.float64], former: NDArray[np.float64], labels: Labels
+    taught: NDArray[np.float64],
+    former: NDArray[np.float64],
+    labels: Labels,
+    pseudo_mos_share: float,
 ) -> NDArray[np.float64]:
     """Logits to learn: on a ladder those of its mildest picture, and falls from there.
 
     Far from what people rated the teacher says the mean, so strong damage would look fair to it.
-    How far a picture falls its pseudo-MOS says, as a share of the mildest one's quality; where a
-    ladder has none, the head that was trained on ladders.
+    How far a picture falls its pseudo-MOS says, as a share of the mildest one's quality, and the
+    head that was trained on ladders; that one alone where a ladder has no pseudo-MOS.
     """
     wanted = taught.copy()
     for members in _ladders(labels):
         mildest = members[labels.level[members].argmin()]
-        share, others = labels.pseudo_mos[members], members != mildest
-        if np.isnan(share[others]).any():
-            wanted[members] = taught[mildest] + former[members] - former[mildest]
-        else:
+        others = members[members != mildest]
+        fall = former[others] - former[mildest]
+        left = labels.pseudo_mos[others].astype(np.float64)
+        if not np.isnan(left).any():
             quality = 1 / (1 + np.exp(-taught[mildest]))
-            wanted[members[others]] = _logits(quality * share[others].astype(np.float64))
+            measured = _logits(quality * left) - taught[mildest]
+            fall = pseudo_mos_share * measured + (1 - pseudo_mos_share) * fall
+        wanted[others] = taught[mildest] + fall
     return wanted
 
 
@@ -316,7 +326,8 @@ def refit_(
     teacher = KernelRidge(
         a[as_served], labels.mos[as_served], width=config.kernel_width, ridge=config.ridge
     )
-    wanted = _anchored(_logits(teacher(a)), _head_of(reference)(a), labels)
+    former = _head_of(reference)(a)
+    wanted = _anchored(_logits(teacher(a)), former, labels, config.pseudo_mos_share)
     head = distil_heads(a, b, wanted, labels, config)
     _put(reference, head)
     weight = head.hidden_weight * slope

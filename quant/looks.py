@@ -13,7 +13,7 @@ import numpy as np
 
 from dgiqa_stream.preprocess import ViewSpec
 from distill.data.degradations import degradation
-from distill.data.leave_out import kinds_of
+from distill.data.leave_out import kinds_of, without_kinds
 from distill.data.loader import (
     AnyRecord,
     Look,
@@ -25,6 +25,7 @@ from distill.data.loader import (
     views_of,
 )
 from distill.data.training_data import TrainingData
+from distill.data.twins import without_twins
 from distill.say import say
 from quant.calibration import Views
 from quant.head import HeadConfig, Labels
@@ -56,7 +57,13 @@ class Looks:
 
 
 def looks_at(data: TrainingData, views: Sequence[ViewSpec], settings: HeadConfig) -> Looks:
-    """The looks that settings ask for; the same of the same data."""
+    """The looks that settings ask for; the same of the same data.
+
+    Raises :class:`ConfigError` for a kind to leave out that no picture has.
+    """
+    if settings.without_twins:
+        data = without_twins(data)
+    data = without_kinds(data, settings.leave_out)
     fragments = next(v for v in views if v.kind == "fragments")
     rng = np.random.default_rng(settings.seed)
     rated, degraded = data.rated, data.ladders

@@ -116,14 +116,11 @@ def _known(
     """Features of the looks that ``refit`` takes, and of drawn pictures."""
     import numpy as np
 
-    from distill.data.twins import without_twins
     from quant.head import features_of, load_features, save_features
     from quant.looks import looks_at
     from quant.sure import Known
 
-    wanted = looks_at(
-        without_twins(data) if recipe.head.without_twins else data, views, recipe.head
-    )
+    wanted = looks_at(data, views, recipe.head)
     if cache is not None and cache.is_file():
         looks = load_features(cache)
         _check_labels(looks.labels, wanted.labels, cache)

@@ -163,12 +163,13 @@ def test_a_ladder_falls_from_the_teachers_level_as_the_former_head_fell():
         np.array([0, 0, 1, 2]),
         unknown(4),
     )
-    np.testing.assert_allclose(_anchored(taught, former, labels), [0.3, 1.0, -0.5, -3.0])
+    np.testing.assert_allclose(_anchored(taught, former, labels, 1.0), [0.3, 1.0, -0.5, -3.0])
 
 
 def test_a_ladder_with_pseudo_mos_falls_by_it():
     """Where pseudo-MOS is known, the wanted quality is that of the clean picture times it, whatever
-    the former head said; a ladder where one picture lacks it falls as the former head fell.
+    the former head said; a ladder where one picture lacks it falls as the former head fell, and a
+    share between the two lies between them.
     """
     taught = np.log([0.8 / 0.2, 9.0, 9.0, 0.6 / 0.4, 9.0])
     former = np.array([5.0, 1.0, 1.0, 4.0, 3.0])
@@ -178,9 +179,12 @@ def test_a_ladder_with_pseudo_mos_falls_by_it():
         np.array([0, 1, 2, 0, 1]),
         np.array([1.0, 0.5, 0.25, np.nan, np.nan], np.float32),
     )
-    wanted = _anchored(taught, former, labels)
+    wanted = _anchored(taught, former, labels, 1.0)
     np.testing.assert_allclose(1 / (1 + np.exp(-wanted[:4])), [0.8, 0.4, 0.2, 0.6], rtol=1e-6)
     assert wanted[4] == pytest.approx(taught[3] - 1.0)
+    mixed, by_head = (_anchored(taught, former, labels, share) for share in (0.25, 0.0))
+    np.testing.assert_allclose(by_head, taught[[0, 0, 0, 3, 3]] + [0, -4, -4, 0, -1])
+    np.testing.assert_allclose(mixed, 0.25 * wanted + 0.75 * by_head)
 
 
 def test_features_survive_their_file(features, tmp_path):

@@ -17,8 +17,11 @@ from dgiqa_stream.errors import ConfigError  # noqa: E402
 from dgiqa_stream.manifest import load_model  # noqa: E402
 from dgiqa_stream.scorer import load_scorer, planes_of_rgb  # noqa: E402
 from distill.data.packed import Record, as_planes_420, write_pack  # noqa: E402
+from distill.data.training_data import open_packs  # noqa: E402
 from quant.cli import main  # noqa: E402
 from quant.export_onnx import write_model  # noqa: E402
+from quant.head import HeadConfig  # noqa: E402
+from quant.looks import looks_at  # noqa: E402
 from quant.sure_command import sure  # noqa: E402
 
 SIDE = 64
@@ -214,6 +217,16 @@ def test_features_of_other_pictures_are_refused(files, packs, tmp_path):
     with pytest.raises(ConfigError, match=r"features\.npz"):
         sure(*models, config=config, packs=packs, cache=cache)
     assert [path.read_bytes() for path in models] == before
+
+
+def test_ladders_that_are_left_out_are_not_looked_at(packs, specs):
+    """A kind to leave out takes its ladders along, and one that no picture has is refused."""
+    data = open_packs(packs)
+    assert (looks_at(data, specs, HeadConfig(num_looks=1)).labels.ladder >= 0).sum() == 12
+    without = looks_at(data, specs, HeadConfig(num_looks=1, leave_out=["darker"]))
+    assert (without.labels.level == 0).all()
+    with pytest.raises(ConfigError, match="leave_out names hase"):
+        looks_at(data, specs, HeadConfig(leave_out=["hase"]))
 
 
 @pytest.mark.parametrize(
