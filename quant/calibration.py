@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, overload
 
 import msgspec
@@ -78,6 +78,31 @@ def calibration_set(
     first = range(min(config.num_letterboxed, len(rated)))
     chosen += [letterboxed(rated[i]) for i in first]
     return [views_batch(p, views) for p in chosen] + synthetic(config, views)
+
+
+def training_batches(
+    views: Sequence[ViewSpec],
+    *,
+    rated: Sequence[Planes],
+    degraded: Sequence[Planes],
+    batch: int,
+    seed: int,
+) -> Callable[[int], Views]:
+    """Gives the views of a step: pictures drawn of both kinds in turn, by seed and step alone.
+
+    Every other step ends by a black, a white or a noise picture.
+    """
+    strange = synthetic(CalibrationConfig(seed=seed), views)
+
+    def of_step(step: int) -> Views:
+        rng = np.random.default_rng([seed, step])
+        kinds = [(rated, degraded)[i % 2] for i in range(batch)]
+        parts = [views_batch(kind[int(rng.integers(len(kind)))], views) for kind in kinds]
+        if step % 2:
+            parts[-1] = strange[step // 2 % len(strange)]
+        return {view.name: np.concatenate([p[view.name] for p in parts]) for view in views}
+
+    return of_step
 
 
 class TrainingPlanes(Sequence[Planes]):

@@ -172,27 +172,29 @@ def int8(
     import onnxruntime
 
     from dgiqa_stream.manifest import load_model
-    from quant.calibration import TrainingPlanes, calibration_set
+    from quant.calibration import TrainingPlanes, calibration_set, training_batches
     from quant.calibration_methods import refuse_useless
     from quant.export_onnx import write_successor
     from quant.proof.figures import read_graph, refuse_unless_float
     from quant.ptq import choose_calibration, load_int8_config, quantize_onnx
     from quant.qat import load_ranges
-    from quant.tensorrt.quantize import choose_for_tensorrt, quantize_for_tensorrt
+    from quant.tensorrt.quantize import (
+        choose_for_tensorrt,
+        quantize_for_tensorrt,
+        tune_and_quantize,
+    )
 
     settings = load_int8_config(config)
+    if settings.tune.num_steps and target != "tensorrt":
+        raise ConfigError(f"{config.name} has [tune], which is for --target tensorrt alone")
     source = load_model(model)
     refuse_unless_float(source)
     graph = read_graph(source)
     manifest = source.manifest
     views = manifest.preprocess.views
     data = _opened(packs, shards)
-    calibration = calibration_set(
-        settings.calibration,
-        views,
-        rated=TrainingPlanes(data.rated),
-        degraded=TrainingPlanes(data.ladders),
-    )
+    rated, degraded = TrainingPlanes(data.rated), TrainingPlanes(data.ladders)
+    calibration = calibration_set(settings.calibration, views, rated=rated, degraded=degraded)
     refuse_useless(calibration)
     trained = load_ranges(ranges) if ranges else None
     for_gpu = target == "tensorrt"
@@ -208,8 +210,16 @@ def int8(
         "from_sha256": manifest.sha256,
         "onnxruntime": onnxruntime.__version__,
     }
-    make = quantize_for_tensorrt if for_gpu else quantize_onnx
-    quantised = make(graph, quantize, calibration, ranges=trained)
+    if settings.tune.num_steps:
+        keep_freed_memory()
+        tune = settings.tune
+        batches = training_batches(
+            views, rated=rated, degraded=degraded, batch=tune.batch, seed=tune.seed
+        )
+        quantised = tune_and_quantize(graph, quantize, tune, calibration, batches, ranges=trained)
+    else:
+        make = quantize_for_tensorrt if for_gpu else quantize_onnx
+        quantised = make(graph, quantize, calibration, ranges=trained)
     made = write_successor(
         quantised,
         output,

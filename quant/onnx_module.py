@@ -126,11 +126,21 @@ class OnnxModule(nn.Module):
     def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
         """Views (N, H, W, 3) uint8, as the graph has them, to its outputs, (N, 1) each."""
         values = dict(zip(self.input_names, views, strict=True))
-        values |= {name: getattr(self, slot) for name, slot in self._slots.items()}
+        values |= {name: self.stored(name) for name in self._slots}
         for node, attributes in self._steps:
             inputs = [values[name] for name in node.input if name]
-            values[node.output[0]] = OPERATORS[node.op_type](inputs, attributes)
+            made = OPERATORS[node.op_type](inputs, attributes)
+            values[node.output[0]] = self.passed_on(node.output[0], made)
         return tuple(values[name] for name in self.output_names)
+
+    def stored(self, name: str) -> Tensor:
+        """A stored tensor as the nodes read it."""
+        found: Tensor = getattr(self, self._slots[name])
+        return found
+
+    def passed_on(self, _name: str, made: Tensor) -> Tensor:
+        """A tensor that a node made, as the nodes after it read it."""
+        return made
 
 
 def _tensor(stored: TensorProto) -> Tensor:

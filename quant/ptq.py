@@ -34,6 +34,7 @@ from quant.correction import correct_head_, outputs_of
 from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
 from quant.sure import SureConfig
+from quant.tensorrt.tuning import TuneConfig
 
 _NOT_BYTES = "the graph must begin by Cast, Sub, Div of uint8 pictures"
 
@@ -65,6 +66,8 @@ class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quantize: Int8StaticConfig = Int8StaticConfig()
     head: HeadConfig = HeadConfig()
     sure: SureConfig = SureConfig()
+    tune: TuneConfig = TuneConfig()
+    """Of ``--target tensorrt`` alone."""
 
 
 def load_int8_config(path: Path) -> Int8Recipe:

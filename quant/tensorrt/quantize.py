@@ -8,7 +8,7 @@ addition joins the block's last convolution, as TensorRT fuses it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ from quant.qat import Ranges
 from quant.tensorrt.graph_view import DEQUANTIZE, GraphView
 from quant.tensorrt.layout import lay_out_
 from quant.tensorrt.rules import check_tensorrt
+from quant.tensorrt.tuning import LEVELS, TuneConfig, tune_for_tensorrt
 
-_LEVELS = 127
 _SMALLEST_SCALE = 1e-8
 
 
@@ -59,12 +59,14 @@ def quantize_for_tensorrt(
     *,
     ranges: Ranges | None = None,
     measured: Spans | None = None,
+    reference: onnx.ModelProto | None = None,
 ) -> onnx.ModelProto:
     """The graph with Q/DQ for TensorRT, calibrated on batches of views (uint8, one picture each).
 
     Of ``config``, ``operators`` and ``reduce_range`` are the CPU's affair and not read here.
     ``ranges`` are those a model was trained to round to, made symmetric; ``measured`` are spans
-    that were found before. The result passes :func:`~quant.tensorrt.rules.check_tensorrt`; raises
+    that were found before, ``reference`` the float graph whose scores the head is corrected to,
+    where it is another one. The result passes :func:`~quant.tensorrt.rules.check_tensorrt`; raises
     :class:`ModelError` naming the node where a graph cannot be made so, and ``ValueError`` for an
     empty calibration set.
     """
@@ -86,8 +88,38 @@ def quantize_for_tensorrt(
     own_weights_(lay_out_(quantised))
     _refuse_unless_sound(quantised, config.float_nodes)
     if config.correct_head:
-        _correct_heads_(quantised, graph, calibration)
+        _correct_heads_(quantised, reference or graph, calibration)
     return quantised
+
+
+def tune_and_quantize(
+    graph: onnx.ModelProto,
+    config: Int8StaticConfig,
+    tune: TuneConfig,
+    calibration: Sequence[Views],
+    batches: Callable[[int], Views],
+    *,
+    ranges: Ranges | None = None,
+) -> onnx.ModelProto:
+    """As :func:`quantize_for_tensorrt`, after the weights have learnt the coarser steps.
+
+    ``batches`` gives the training pictures of a step. Trained ranges, where there are any, or the
+    settings' calibration are where each tensor's scale begins.
+    """
+    if config.calibration == "best":
+        config, _ = choose_for_tensorrt(graph, config, calibration, ranges=ranges)
+    measured = measured_spans(graph, config, calibration, [config.calibration])[config.calibration]
+    pictures = _input_spans(graph)
+    trained = trained_spans(graph, ranges) if ranges is not None else {}
+    tuned, spans = tune_for_tensorrt(
+        graph,
+        tune,
+        measured | trained | pictures,
+        batches,
+        fixed=list(pictures),
+        float_nodes=config.float_nodes,
+    )
+    return quantize_for_tensorrt(tuned, config, calibration, measured=spans, reference=graph)
 
 
 def choose_for_tensorrt(
@@ -154,7 +186,7 @@ def _quantised(
 
 def _symmetric(low: float, high: float) -> dict[str, Any]:
     """One scale for -127 to 127 that reaches both ends."""
-    scale = max(abs(low), abs(high)) / _LEVELS
+    scale = max(abs(low), abs(high)) / LEVELS
     return {
         "quant_type": QuantType.QInt8,
         "scale": np.array(max(scale, _SMALLEST_SCALE), np.float32),
