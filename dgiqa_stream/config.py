@@ -120,7 +120,7 @@ class ModelSettings(_Settings, frozen=True):
     name: str = "student"
     """A shipped model's name or the path of a ``.onnx`` file with its manifest beside it."""
     backend: str = "onnxruntime"
-    """``onnxruntime``, or ``torch`` of the ``gpu`` extra."""
+    """``onnxruntime``, ``torch``, or with TensorRT ``torch-tensorrt``, ``onnxruntime-tensorrt``."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     strict: bool = False

@@ -17,25 +17,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import plugins
 import quant
 
 ENGINE = Path(quant.__file__).parent / "tensorrt" / "engine.py"
+NETWORK = Path(plugins.__file__).parent / "torch_gpu" / "tensorrt" / "network.py"
 CONVERT = "torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine"
 INPUT = "torch_tensorrt.Input"
 REMOVED_IN_11 = ("EXPLICIT_BATCH", "FP16", "int8_calibrator", "platform_has_fast_int8")
 """Names of TensorRT 10 that its migration guide says are gone: 10's wheel has them, 11's not."""
-_BINDINGS = frozenset({"builder", "network", "parser", "profile", "settings", "trt"})
-"""What the engine module calls objects of TensorRT's bindings."""
+_BINDINGS = {
+    ENGINE: frozenset({"builder", "network", "parser", "profile", "settings", "trt"}),
+    NETWORK: frozenset({"context", "engine", "runtime", "trt"}),
+}
+"""What each module calls objects of TensorRT's bindings."""
 
 
 def names_used() -> set[str]:
-    """Every attribute and every argument's name of the bindings that the engine module uses."""
-    tree = ast.parse(ENGINE.read_text(encoding="utf-8"))
-    found = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _of_bindings(n)}
+    """Every attribute and every argument's name of the bindings that a module uses."""
+    return {name for module, objects in _BINDINGS.items() for name in _names_in(module, objects)}
+
+
+def _names_in(module: Path, objects: frozenset[str]) -> set[str]:
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    found = {
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _of_bindings(n, objects)
+    }
     found |= {
         k.arg
         for n in ast.walk(tree)
-        if isinstance(n, ast.Call) and _of_bindings(n.func)
+        if isinstance(n, ast.Call) and _of_bindings(n.func, objects)
         for k in n.keywords
         if k.arg is not None
     }
@@ -50,10 +61,10 @@ def names_used() -> set[str]:
     return found
 
 
-def _of_bindings(node: ast.AST) -> bool:
+def _of_bindings(node: ast.AST, objects: frozenset[str]) -> bool:
     while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
         node = node.func if isinstance(node, ast.Call) else node.value
-    return isinstance(node, ast.Name) and node.id in _BINDINGS
+    return isinstance(node, ast.Name) and node.id in objects
 
 
 def calls_made() -> dict[str, tuple[int, set[str]]]:
