@@ -51,8 +51,9 @@ class SourceSettings(_Settings, frozen=True):
     """Stop after this much presentation time."""
     deinterlace: Literal["none", "bob"] = "none"
     """``bob``: two progressive pictures of each frame that is flagged as interlaced."""
-    hardware: Annotated[str, msgspec.Meta(pattern=r"^(none|cuda(:\d{1,3})?)$")] = "none"
-    """``cuda`` or ``cuda:N`` decodes there, where it can: software takes what is left."""
+    hardware: Annotated[str, msgspec.Meta(pattern=r"^(none|cuda(:\d{1,3})?|qsv|amf)$")] = "none"
+    """``cuda``, ``cuda:N``, ``qsv`` or ``amf`` decodes there, where it can: software takes what is
+    left."""
     strict: bool = False
     """Refuse a stream that ``hardware`` cannot decode."""
 
@@ -122,9 +123,15 @@ class ModelSettings(_Settings, frozen=True):
     backend: str = "onnxruntime"
     """``onnxruntime``, ``torch``, or with TensorRT ``torch-tensorrt``, ``onnxruntime-tensorrt``."""
     device: str = "auto"
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N``, or several as ``cuda:0,cuda:1``."""
     strict: bool = False
-    """Refuse to run where ``auto`` finds no GPU."""
+    """Refuse to run where ``auto`` finds no GPU, or after the device is lost."""
+    on_device_loss: Literal["fallback", "end"] = "fallback"
+    """``fallback``: score on by ONNX Runtime on the CPU; ``end``: end all streams with an error."""
+    gpu_profile: Literal["latency", "low-clock"] = "latency"
+    """``low-clock``: larger batches that wait longer, for a GPU with little power."""
+    max_gpu_mb: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    """Memory of each device, in 10 ** 6 bytes, that torch may take; 0 for all there is."""
     threads: Threads = 1
     """CPU threads of one inference."""
 

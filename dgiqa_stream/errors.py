@@ -7,6 +7,8 @@
     - SourceUnsupported    opened, but nothing here can decode it
   + ModelError             the model and its manifest disagree, or the model cannot run
     - BackendUnavailable   the engine asked for is not installed or has no device
+    - DeviceLost           the device went away while running; this engine is done
+    - FrameLost            one picture was on such a device; others can be scored
   + SinkError              scores cannot be written or published
 
 A message names the value, the rule it broke and the next step, and never a password.
@@ -41,6 +43,14 @@ class ModelError(DgiqaError):
 
 class BackendUnavailable(ModelError):
     """The engine asked for is not installed, or the machine has no device for it."""
+
+
+class DeviceLost(ModelError):
+    """The device failed while running and will not come back; another engine may go on."""
+
+
+class FrameLost(ModelError):
+    """A picture that lay on a device cannot be read any more; those that follow can."""
 
 
 class SinkError(DgiqaError):

@@ -19,7 +19,7 @@ from dgiqa_stream.config import SamplerSettings, StreamConfig, StreamId
 from dgiqa_stream.errors import ConfigError
 from dgiqa_stream.manifest import ModelManifest
 from dgiqa_stream.redaction import redact_options
-from dgiqa_stream.telemetry import Count, Stage, StageLatency, TelemetrySnapshot
+from dgiqa_stream.telemetry import Count, DeviceStatus, Stage, StageLatency, TelemetrySnapshot
 from dgiqa_stream.types import FrameScore, StreamInfo, WindowScore
 from dgiqa_stream.urls import redact, redact_text
 from dgiqa_stream.versions import package_version
@@ -132,6 +132,8 @@ class MessageFactory:
         error: BaseException | None = None,
         lag_seconds: float | None = None,
         rss_bytes: int | None = None,
+        backend: _BackendStatus | None = None,
+        devices: Sequence[DeviceStatus] = (),
     ) -> msg.StatusMessage:
         """How the stream is doing now."""
         return msg.StatusMessage(
@@ -144,6 +146,8 @@ class MessageFactory:
             rss_mb=None if rss_bytes is None else rss_bytes / 1e6,
             counts=_counts(telemetry.counts if telemetry else {}),
             stages=_stages(telemetry.stages if telemetry else {}),
+            backend=None if backend is None else _backend_part(backend),
+            devices=[_device_part(device) for device in devices],
         )
 
     def meta(
@@ -161,7 +165,7 @@ class MessageFactory:
             model=msg.FullModelPart(
                 **msgspec.structs.asdict(self._model),
                 views=views,
-                backend=msg.BackendPart(backend.requested, backend.active, backend.reason),
+                backend=_backend_part(backend),
             ),
             settings=_scoring_settings(config),
             versions=msg.VersionsPart(package=package_version(), schema=msg.MAJOR),
@@ -282,10 +286,36 @@ def _counts(counts: Mapping[Count, int]) -> dict[str, int]:
 def _stages(stages: Mapping[Stage, StageLatency]) -> dict[str, msg.StagePart]:
     return {
         str(stage): msg.StagePart(
-            found.num_calls, found.sum_seconds, found.p50_seconds, found.p95_seconds
+            found.num_calls,
+            found.sum_seconds,
+            found.p50_seconds,
+            found.p95_seconds,
+            found.p99_seconds,
         )
         for stage, found in stages.items()
     }
+
+
+def _backend_part(status: _BackendStatus) -> msg.BackendPart:
+    return msg.BackendPart(status.requested, status.active, status.reason)
+
+
+def _device_part(status: DeviceStatus) -> msg.DevicePart:
+    used, total = status.used_bytes, status.total_bytes
+    return msg.DevicePart(
+        status.device,
+        status.name,
+        status.load,
+        status.decoder_load,
+        None if used is None else used / 1e6,
+        None if total is None else total / 1e6,
+        status.temperature_celsius,
+        status.power_watts,
+        status.max_batch,
+        status.mean_batch,
+        status.num_shrunk,
+        status.num_retried,
+    )
 
 
 def _frame_part(score: FrameScore) -> msg.FramePart:

@@ -235,6 +235,29 @@ class StagePart(msgspec.Struct, frozen=True):
     p50_s: float | None
     """Within 4.5 %; null before the first call."""
     p95_s: float | None
+    p99_s: float | None = None
+
+
+class DevicePart(msgspec.Struct, frozen=True):
+    """A device that scores; null is what it, or its driver, does not tell."""
+
+    device: str
+    """Such as ``cuda:0``."""
+    name: str | None = None
+    load: Share | None = None
+    decoder_load: Share | None = None
+    used_mb: float | None = None
+    """Of its memory, by all programs, in 10 ** 6 bytes."""
+    total_mb: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    max_batch: NotNegative | None = None
+    """Frames scored at once, at most, now."""
+    mean_batch: float | None = None
+    num_shrunk: NotNegative | None = None
+    """How often memory ran out and the largest batch was halved."""
+    num_retried: NotNegative | None = None
+    """Batches that ran again after a fault of the device."""
 
 
 class StatusMessage(_Envelope, frozen=True, kw_only=True, tag="dgiqa.status/1"):
@@ -252,7 +275,12 @@ class StatusMessage(_Envelope, frozen=True, kw_only=True, tag="dgiqa.status/1"):
     """Resident memory of the sender, in 10 ** 6 bytes."""
     counts: dict[str, int]
     stages: dict[str, StagePart] = {}
-    """``decode``, ``preprocess``, ``infer``, ``pool``, ``publish``; empty from an older sender."""
+    """``decode``, ``preprocess``, ``infer``, ``pool``, ``publish``, ``end_to_end`` (from decoded to
+    published); empty from an older sender."""
+    backend: BackendPart | None = None
+    """The engine asked for and the one that runs now, which may follow a device that was lost."""
+    devices: list[DevicePart] = []
+    """Those that score, where they can be asked."""
 
 
 class MetaMessage(_Envelope, frozen=True, kw_only=True, tag="dgiqa.meta/1"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dgiqa_stream.config import StreamConfig
-from dgiqa_stream.errors import DgiqaError
+from dgiqa_stream.errors import DgiqaError, FrameLost
 from dgiqa_stream.frame_scoring import FrameScoring
 from dgiqa_stream.reader import ReadAhead
 from dgiqa_stream.sampler import Sampler, make_sampler
@@ -23,7 +23,7 @@ from dgiqa_stream.session import Ended, Session, SessionResult
 from dgiqa_stream.sources import open_source
 from dgiqa_stream.supervisor import LIMIT_TOLERANCE_SECONDS, ReconnectingSource
 from dgiqa_stream.telemetry import Telemetry
-from dgiqa_stream.types import FrameScore, StreamInfo
+from dgiqa_stream.types import Frame, FrameScore, StreamInfo
 from dgiqa_stream.urls import scheme_of, stream_id_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ def score_frames(
                 on_open(reader.info)
                 is_open = True
             if frame is not None:
-                yield scoring(frame)
+                try:
+                    score = scoring(frame)
+                except FrameLost:  # counted as failed; those that follow lie elsewhere
+                    continue
+                yield score
 
 
 def _reader(
@@ -190,15 +194,22 @@ class Monitor:
         )
         return self._supervised
 
+    def _score(self, frame: Frame, session: Session) -> None:
+        try:
+            score = session.frame(frame)
+        except FrameLost as exc:  # counted as failed; those that follow lie elsewhere
+            log.debug("%s: %s", self.stream, exc)
+            return
+        if self._on_score is not None:
+            self._on_score(score)
+
     def _follow(self, reader: ReadAhead, session: Session) -> None:
         """Score what the reader hands over until it ends or :meth:`stop` is called."""
         for frame in reader.frames(idle_seconds=_IDLE_SECONDS):
             if reader.info is not None:
                 session.opened(self._url, reader.info)
             if frame is not None:  # also when stopping: what was handed over is scored
-                score = session.frame(frame)
-                if self._on_score is not None:
-                    self._on_score(score)
+                self._score(frame, session)
             if self._stopping.is_set():
                 return
             session.tick()

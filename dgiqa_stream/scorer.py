@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dgiqa_stream.backends import Backend, BackendStatus, Outputs, open_backend
+from dgiqa_stream.backends import Backend, BackendStatus, Outputs, lasting, open_backend
 from dgiqa_stream.config import ModelSettings
 from dgiqa_stream.manifest import DEFAULT_MODEL, LoadedModel, ModelManifest, load_model
 from dgiqa_stream.preprocess import make_batch
+from dgiqa_stream.telemetry import DeviceStatus
 from dgiqa_stream.types import Crop, FrameBatch, OutOfDomain, Planes
 
 if TYPE_CHECKING:
@@ -86,6 +87,12 @@ class Scorer:
         """Which engine and device really run."""
         return self._backend.status
 
+    def devices(self) -> Sequence[DeviceStatus]:
+        """How the devices that score are doing; empty where the engine does not tell."""
+        devices = getattr(self._backend, "devices", None)  # of a TellingBackend
+        found: Sequence[DeviceStatus] = devices() if devices else ()
+        return found
+
     def score(self, rgb: NDArray[np.uint8]) -> float:
         """The quality of one picture, 0 (worst) to 100 (best).
 
@@ -156,29 +163,46 @@ def load_scorer(
     backend: str = "onnxruntime",
     num_threads: int = 1,
     strict: bool = False,
+    fall_back: bool = False,
+    options: Mapping[str, object] = MappingProxyType({}),
 ) -> Scorer:
     """Load a model and open it on an engine.
 
     ``model`` is a shipped model's name or the path of a ``.onnx`` file with its manifest beside it;
     ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises :class:`ModelError` (or its
     :class:`BackendUnavailable`) where that cannot be, or where ``strict`` finds another device
-    than it should be.
+    than it should be. With ``fall_back``, scoring goes on by ONNX Runtime on the CPU where the
+    device is lost while running; else :meth:`Scorer.infer` raises :class:`DeviceLost`. ``options``
+    are the engine's own.
     """
     loaded = load_model(model)
     opened = open_backend(
-        loaded, backend=backend, device=device, num_threads=num_threads, strict=strict
+        loaded,
+        backend=backend,
+        device=device,
+        num_threads=num_threads,
+        strict=strict,
+        options=options,
     )
-    return Scorer(loaded, opened)
+    return Scorer(loaded, lasting(opened, loaded, num_threads=num_threads) if fall_back else opened)
 
 
 def scorer_of(settings: ModelSettings) -> Scorer:
     """The scorer that a configuration asks for."""
+    defaults = ModelSettings()
+    options = {
+        name: getattr(settings, name)
+        for name in ("gpu_profile", "max_gpu_mb")
+        if getattr(settings, name) != getattr(defaults, name)
+    }
     return load_scorer(
         settings.name,
         device=settings.device,
         backend=settings.backend,
         num_threads=settings.threads,
         strict=settings.strict,
+        fall_back=settings.on_device_loss == "fallback" and not settings.strict,
+        options=options,
     )
 
 

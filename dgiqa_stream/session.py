@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dgiqa_stream.config import StreamConfig
-from dgiqa_stream.errors import DgiqaError, SinkError, SourceError
+from dgiqa_stream.errors import DgiqaError, FrameLost, SinkError, SourceError
 from dgiqa_stream.frame_scoring import FrameScoring
 from dgiqa_stream.gallery import Thumbnail, WorstFrames
 from dgiqa_stream.pooling import TemporalPooling
@@ -86,6 +87,7 @@ class Session:
         self._num_heard = self._num_reconnects = 0
         self._lag_seconds = 0.0
         self._is_live = False
+        self._backend = scorer.status
 
     def opened(self, url: str, info: StreamInfo) -> None:
         """Tell of the source, once."""
@@ -109,7 +111,11 @@ class Session:
         self._lag_seconds = max(0.0, score.scored_at_seconds - score.info.received_at_seconds)
         with self._telemetry.timed(Stage.PUBLISH):
             self._send(self._factory.frame(score, counts=self._telemetry.counts()))
-        self._worst.offer(score, frame.planes)
+        if score.info.received_at_seconds:  # else nobody noted when it came
+            age = time.time() - score.info.received_at_seconds
+            self._telemetry.observe(Stage.END_TO_END, age)
+        with contextlib.suppress(FrameLost):  # its device is gone, and with it the picture
+            self._worst.offer(score, frame.planes)
         if self._pooling is not None:
             with self._telemetry.timed(Stage.POOL):
                 windows = self._pooling.add(score)
@@ -138,7 +144,16 @@ class Session:
         elif now - self._told >= self._config.publish.status_seconds:
             self.status(self._state, fault if self._state == "reconnecting" else None)
         self._count_reconnects()
+        self._tell_of_another_backend()
         self._tell(lambda sink: sink.tick())
+
+    def _tell_of_another_backend(self) -> None:
+        """Count that a device was lost, and say so at once."""
+        status = self._scorer.status
+        if status != self._backend:
+            self._backend = status
+            self._telemetry.count(Count.DEVICE_LOSSES)
+            self.status(self._state)
 
     def _count_reconnects(self) -> None:
         supervised = self._supervised()
@@ -160,6 +175,8 @@ class Session:
                 error=error,
                 lag_seconds=self._lag_seconds,
                 rss_bytes=resident_bytes(),
+                backend=self._scorer.status,
+                devices=self._scorer.devices(),
             )
         )
 

@@ -50,6 +50,8 @@ class Count(StrEnum):
     """Times the source was opened again after it had been lost."""
     SINK_ERRORS = "sink_errors"
     """Messages a sink refused."""
+    DEVICE_LOSSES = "device_losses"
+    """Times the device that scores was lost, and another went on."""
 
     def __repr__(self) -> str:
         """As text: counts are printed."""
@@ -64,6 +66,8 @@ class Stage(StrEnum):
     INFER = "infer"
     POOL = "pool"
     PUBLISH = "publish"
+    END_TO_END = "end_to_end"
+    """From the moment a frame left the decoder until its score was handed to every sink."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +80,37 @@ class StageLatency:
     p50_seconds: float | None
     """Median of all calls, within 4.5 %; None before the first call."""
     p95_seconds: float | None
+    p99_seconds: float | None
 
     @property
     def mean_seconds(self) -> float | None:
         """Mean of all calls; None before the first."""
         return self.sum_seconds / self.num_calls if self.num_calls else None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """A device that scores, for all streams; None is what it, or its driver, does not tell."""
+
+    device: str
+    """Such as ``cuda:0``."""
+    name: str | None = None
+    load: float | None = None
+    """Share of the last moments, 0 to 1, in which it computed."""
+    decoder_load: float | None = None
+    """The same of its video decoder."""
+    used_bytes: int | None = None
+    """Of its memory, by all programs."""
+    total_bytes: int | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    max_batch: int | None = None
+    """Frames scored at once, at most, now."""
+    mean_batch: float | None = None
+    num_shrunk: int | None = None
+    """How often memory ran out and the largest batch was halved."""
+    num_retried: int | None = None
+    """Batches that ran again after a fault of the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +207,7 @@ class _Latency:
 
     def snapshot(self) -> StageLatency:
         return StageLatency(
-            self._count, self._sum, self._max, self._quantile(0.50), self._quantile(0.95)
+            self._count, self._sum, self._max, *map(self._quantile, (0.50, 0.95, 0.99))
         )
 
     def _quantile(self, share: float) -> float | None:

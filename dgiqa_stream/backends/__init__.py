@@ -7,6 +7,7 @@ is loaded before it is asked for.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from dgiqa_stream.manifest import LoadedModel
     from dgiqa_stream.preprocess import ViewSpec
+    from dgiqa_stream.telemetry import DeviceStatus
     from dgiqa_stream.types import Crop, FrameBatch, Planes
 
 ENTRY_POINT_GROUP = "dgiqa_stream.backends"
@@ -33,7 +35,6 @@ BACKENDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "onnxruntime": ("dgiqa_stream.backends._onnxruntime", ""),
         "onnxruntime-tensorrt": ("dgiqa_stream.backends._onnxruntime_tensorrt", ""),
         "torch": ("plugins.torch_gpu.backend", "gpu"),
-        "torch-tensorrt": ("plugins.torch_gpu.tensorrt.backend", "gpu-tensorrt"),
         "fake": ("dgiqa_stream.backends.fake", ""),
     }
 )
@@ -88,6 +89,13 @@ class CuttingBackend(Backend, Protocol):
         """What :func:`~dgiqa_stream.preprocess.make_batch` is, as a batch for its own ``infer``."""
 
 
+class TellingBackend(Backend, Protocol):
+    """A backend that knows how its devices are doing."""
+
+    def devices(self) -> Sequence[DeviceStatus]:
+        """Each device that it scores on; called for every status message, so it must be quick."""
+
+
 class Opener(Protocol):
     """What a module of ``BACKENDS`` has as ``open_model``, and what an entry point names."""
 
@@ -102,14 +110,17 @@ def open_backend(
     device: str = "auto",
     num_threads: int = 1,
     strict: bool = False,
+    options: Mapping[str, object] = MappingProxyType({}),
 ) -> Backend:
     """Open a model on an engine.
 
     ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``num_threads`` is how many CPU threads
-    one inference may use. Raises :class:`BackendUnavailable` where the engine or device is absent
-    and, where it is ``strict``, where something else would run than what ``auto`` is to find.
+    one inference may use; ``options`` are more arguments of the engine's opener. Raises
+    :class:`BackendUnavailable` where the engine or device is absent and, where it is ``strict``,
+    where something else would run than what ``auto`` is to find; :class:`ConfigError` where the
+    engine has no such option.
     """
-    opened = _opened(model, backend, device, num_threads)
+    opened = _opened(model, backend, device, num_threads, options)
     status = opened.status
     if strict and status.reason:
         opened.close()
@@ -120,9 +131,22 @@ def open_backend(
     return opened
 
 
-def _opened(model: LoadedModel, backend: str, device: str, num_threads: int) -> Backend:
+def lasting(opened: Backend, model: LoadedModel, *, num_threads: int = 1) -> Backend:
+    """The backend, followed by ONNX Runtime on the CPU should its device be lost while running."""
+    from dgiqa_stream.backends._fallback import FallbackBackend
+
+    if ":cpu" in opened.status.active:
+        return opened
+    return FallbackBackend(
+        opened, lambda: open_backend(model, device="cpu", num_threads=num_threads)
+    )
+
+
+def _opened(
+    model: LoadedModel, backend: str, device: str, num_threads: int, options: Mapping[str, object]
+) -> Backend:
     module, extra = BACKENDS.get(backend, ("", ""))
-    opener: Opener
+    opener: Any  # an Opener, which may take options
     try:
         if module:
             opener = importlib.import_module(module).open_model
@@ -134,7 +158,15 @@ def _opened(model: LoadedModel, backend: str, device: str, num_threads: int) -> 
             )
     except ImportError as exc:
         raise not_loaded(backend, exc, extra=extra) from exc
-    return opener(model, device=device, num_threads=num_threads)
+    taken = inspect.signature(opener).parameters
+    for name, value in options.items():
+        if name not in taken:
+            raise ConfigError(
+                f"model.{name} = {value} is nothing that --backend {backend} has: leave it out, or "
+                "use --backend torch"
+            )
+    found: Backend = opener(model, device=device, num_threads=num_threads, **options)
+    return found
 
 
 def not_loaded(backend: str, exc: ImportError, *, extra: str = "") -> BackendUnavailable:

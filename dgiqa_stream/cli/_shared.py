@@ -34,7 +34,9 @@ Model = Annotated[
     str,
     typer.Option("--model", "-m", envvar="DGIQA_MODEL", help="Shipped name or path of a .onnx."),
 ]
-Device = Annotated[str, typer.Option(envvar="DGIQA_DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(envvar="DGIQA_DEVICE", help="auto, cpu, cuda, cuda:N or cuda:N,cuda:M.")
+]
 Backend = Annotated[
     str, typer.Option(envvar="DGIQA_BACKEND", help="onnxruntime, or torch of the gpu extra.")
 ]
@@ -48,7 +50,31 @@ Strict = Annotated[
 ]
 Hardware = Annotated[
     str | None,
-    typer.Option(envvar="DGIQA_HARDWARE", metavar="cuda[:N]", help="Decode there, where it can."),
+    typer.Option(
+        envvar="DGIQA_HARDWARE", metavar="cuda[:N]|qsv|amf", help="Decode there, where it can."
+    ),
+]
+OnDeviceLoss = Annotated[
+    str | None,
+    typer.Option(
+        envvar="DGIQA_ON_DEVICE_LOSS",
+        metavar="fallback|end",
+        help="Where the GPU is lost: score on by the CPU, or end.",
+    ),
+]
+GpuProfile = Annotated[
+    str | None,
+    typer.Option(
+        envvar="DGIQA_GPU_PROFILE",
+        metavar="latency|low-clock",
+        help="low-clock: larger batches that wait longer, for a GPU with little power.",
+    ),
+]
+MaxGpuMb = Annotated[
+    int | None,
+    typer.Option(
+        "--max-gpu-mb", envvar="DGIQA_MAX_GPU_MB", help="Memory of each GPU that torch may take."
+    ),
 ]
 Threads = Annotated[
     int,

@@ -154,6 +154,12 @@ def is_ipt(container: InputContainer, track: VideoStream, *, shown: str) -> bool
     return found is not None
 
 
+def has_side_data(container: InputContainer, track: VideoStream) -> bool:
+    """Whether the container tells of a track what its packets do not, such as how it is turned."""
+    described = dict(_described_streams(container)).get(track.index, "")
+    return "Side data:" in described
+
+
 def _is_picture_of_audio(track: VideoStream) -> bool:
     from av.stream import Disposition
 

@@ -22,6 +22,8 @@ _logger = logging.getLogger("dgiqa_stream.sources")
 DECODERS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {  # kind of device: (module with open_decoder(), extra that installs it)
         "cuda": ("plugins.torch_gpu.decoding", "gpu"),
+        "qsv": ("dgiqa_stream.sources._media_engines", ""),
+        "amf": ("dgiqa_stream.sources._media_engines", ""),
     }
 )
 
@@ -36,8 +38,14 @@ class HardwareDecoder(Protocol):
     def why_not(self) -> str:
         """Empty where the device can be used; else why it cannot."""
 
+    def why_lost(self) -> str:
+        """Empty until the device is lost while running; then why. Asked for each packet."""
+
     def hwaccel(self) -> HWAccel | None:
         """For one container; frames it cannot decode come from software."""
+
+    def named(self, codec: str) -> tuple[str, HWAccel] | None:
+        """The decoder that has to be asked for by name in place of the one that FFmpeg chose."""
 
     def has(self, frame: av.VideoFrame) -> bool:
         """Whether a decoded frame lies on the device."""
@@ -51,7 +59,10 @@ class HardwareDecoder(Protocol):
         matrix: ColorMatrix,
         full_range: bool,
     ) -> Planes:
-        """The samples of a frame that lies on the device, where they are."""
+        """The samples of a frame that lies on the device, where they are.
+
+        Raises :class:`~dgiqa_stream.errors.DeviceLost` where the device is.
+        """
 
 
 def hardware_of(settings: SourceSettings) -> tuple[HardwareDecoder | None, str]:
@@ -90,16 +101,18 @@ def decoder_of(
     *,
     why: str,
     shown: str,
+    named: str = "",
 ) -> str:
     """What really decoded the first frame: ``StreamInfo.decoder``.
 
-    Where that is software and a device was asked for, tells ``why``; where the settings are
-    strict, raises :class:`~dgiqa_stream.errors.SourceUnsupported`.
+    ``named`` is the device's decoder that was asked for by name, where it gave the frame. Where
+    software did and a device was asked for, tells ``why``; where the settings are strict, raises
+    :class:`~dgiqa_stream.errors.SourceUnsupported`.
     """
     if settings.hardware == "none":
         return "software"
-    if hardware is not None and hardware.has(first):
-        return hardware.name
+    if hardware is not None and (named or hardware.has(first)):
+        return f"{hardware.name} ({named})" if named else hardware.name
     refuse_on_device(first)
     told = f"{shown}: is not decoded on {settings.hardware}: {why}"
     if settings.strict:

@@ -12,10 +12,15 @@ from contextlib import ExitStack
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from dgiqa_stream.errors import SourceError, SourceUnavailable, SourceUnsupported
+from dgiqa_stream.errors import DeviceLost, SourceError, SourceUnavailable, SourceUnsupported
 from dgiqa_stream.sources import is_still
 from dgiqa_stream.sources._bob import bobbed, bobbed_info
-from dgiqa_stream.sources._container import choose_track, is_ipt, open_container
+from dgiqa_stream.sources._container import (
+    choose_track,
+    has_side_data,
+    is_ipt,
+    open_container,
+)
 from dgiqa_stream.sources._describe import describe, may_be_picture_sequence
 from dgiqa_stream.sources._faults import ErrorFlood, source_error
 from dgiqa_stream.sources._frames import (
@@ -29,6 +34,7 @@ from dgiqa_stream.sources._hardware import decoder_of, hardware_of
 from dgiqa_stream.sources._jpeg import is_cut_short
 from dgiqa_stream.sources._pacing import Pacer, Patience
 from dgiqa_stream.sources._timeline import MPEG_WRAP_SECONDS, Timeline
+from dgiqa_stream.sources._track_decoder import TrackDecoder
 from dgiqa_stream.types import Frame, StreamInfo
 from dgiqa_stream.urls import redact, scheme_of
 
@@ -142,8 +148,15 @@ class PyavSource:
         except SourceError:
             self._container.close()
             raise
-        self._track.thread_type = "AUTO"
-        self._track.codec_context.thread_count = self._settings.decoder_threads
+        hardware = self._hardware
+        self._decoder = TrackDecoder(
+            self._track,
+            hardware,
+            has_side_data=hardware is not None and has_side_data(self._container, self._track),
+            threads=self._settings.decoder_threads,
+            is_strict=self._settings.strict,
+            shown=self._shown,
+        )
         self._pending: deque[av.VideoFrame] = deque()
         self._is_drained = False
         self._damaged = False
@@ -175,8 +188,16 @@ class PyavSource:
         )
         self._average_fps = info.average_fps
         self._is_ipt = is_ipt(self._container, self._track, shown=self._shown)
-        why = self._why_software or f"it cannot decode {info.codec} of {info.pix_fmt}"
-        decoder = decoder_of(self._settings, self._hardware, first, why=why, shown=self._shown)
+        reason = self._why_software or self._decoder.reason
+        why = reason or f"it cannot decode {info.codec} of {info.pix_fmt}"
+        decoder = decoder_of(
+            self._settings,
+            self._hardware,
+            first,
+            why=why,
+            shown=self._shown,
+            named=self._decoder.name,
+        )
         info = dataclasses.replace(info, decoder=decoder)
         self._bobs = self._settings.deinterlace == "bob" and not is_still(info)
         return bobbed_info(info) if self._bobs and first.interlaced_frame else info
@@ -222,7 +243,7 @@ class PyavSource:
         for packet in self._packets():
             self._inspect(packet)
             try:
-                frames = self._track.decode(packet)
+                frames = self._decoder.decode(packet)
             except av.error.EOFError:
                 frames = []
             except av.error.FFmpegError as exc:
@@ -316,7 +337,14 @@ class PyavSource:
             )
             if pts_seconds < begin_seconds:
                 continue
-            yield raw, self._frame(raw, index, pts_seconds, jumped)
+            try:
+                frame = self._frame(raw, index, pts_seconds, jumped)
+            except DeviceLost as exc:  # its frames cannot be read: packets go on in software
+                self._count_error(exc)
+                if self._decoder.is_on_device:
+                    self._decoder.to_software(str(exc))
+                continue
+            yield raw, frame
             index += 1
 
     def _seek(self, target_seconds: float) -> None:
@@ -328,6 +356,7 @@ class PyavSource:
             return
         try:
             self._container.seek(int(target_seconds / base), stream=self._track)
+            self._decoder.flush()
             self._pending.clear()
             self._is_drained = False
             first = next(self._decoded(), None)

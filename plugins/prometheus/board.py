@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from dgiqa_stream.config import POOLER_NAMES
-from dgiqa_stream.messages import ModelPart, StagePart
+from dgiqa_stream.messages import DevicePart, ModelPart, StagePart
 from dgiqa_stream.telemetry import Stage
 from dgiqa_stream.wire import (
     FinalMessage,
@@ -24,6 +24,7 @@ from dgiqa_stream.wire import (
 MAX_STREAMS = 1000
 """So that a publisher that makes up names cannot fill the memory of Prometheus."""
 _MAX_WINDOWS = 8  # of one stream; as many as a publisher can be configured to have
+_MAX_DEVICES = 16  # of one publisher
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class StreamView:
     counts: Mapping[str, int] = field(default_factory=dict)
     stages: Mapping[str, StagePart] = field(default_factory=dict)
     """How long each stage of the pipeline took."""
+    devices: Sequence[DevicePart] = ()
+    """What scores it, and what else the publisher watches."""
     lag_seconds: float | None = None
     last_frame_at_seconds: float | None = None
     """Unix time at which the newest scored frame left the decoder."""
@@ -163,7 +166,7 @@ class Board:
 
     def _shown(self, view: StreamView, now: float) -> StreamView:
         if not self._is_up(view, now):
-            return replace(view, windows={}, lag_seconds=None)
+            return replace(view, windows={}, lag_seconds=None, devices=())
         fresh = {
             label: window
             for label, window in view.windows.items()
@@ -182,6 +185,7 @@ def _after(view: StreamView, message: Message, now: float) -> StreamView:
             counts=message.counts,
             lag_seconds=message.lag_s,
             stages={name: part for name, part in known.items() if part is not None},
+            devices=tuple(message.devices[:_MAX_DEVICES]),
         )
     if isinstance(message, FrameMessage):
         wall_ns = message.time.wall_ns

@@ -23,8 +23,22 @@ _RESULTS = {  # of `dgiqa_frames_total`: the counts of a status message that it 
     "failed": ("failed",),
     "corrupt": ("corrupt",),
 }
-_EVENTS = ("decode_errors", "discontinuities", "sink_errors")
+_EVENTS = ("decode_errors", "discontinuities", "sink_errors", "device_losses")
 """The counts of a status message that are no frames."""
+_DEVICE_GAUGES = {  # metric: what it is, the field of a device, and what one of its units is here
+    "load": ("Share of the last moments in which the device computed.", "load", 1.0),
+    "decoder_load": ("The same of its video decoder.", "decoder_load", 1.0),
+    "memory_used_bytes": ("Its memory that is in use, by all programs.", "used_mb", 1e6),
+    "memory_total_bytes": ("Its memory.", "total_mb", 1e6),
+    "temperature_celsius": ("Its temperature.", "temperature_c", 1.0),
+    "power_watts": ("What it draws.", "power_w", 1.0),
+    "batch_frames": ("Frames scored at once, in the mean since it was opened.", "mean_batch", 1.0),
+    "batch_frames_limit": ("Frames scored at once, at most, now.", "max_batch", 1.0),
+}
+_DEVICE_COUNTERS = {
+    "batches_shrunk": ("Times memory ran out and the largest batch was halved.", "num_shrunk"),
+    "batches_retried": ("Batches that ran again after a fault of the device.", "num_retried"),
+}
 
 
 class BoardCollector(Collector):  # type: ignore[misc, unused-ignore]  # Any without the extra
@@ -40,6 +54,7 @@ class BoardCollector(Collector):  # type: ignore[misc, unused-ignore]  # Any wit
         yield from _quality(streams)
         yield from _counts(streams)
         yield from _stages(streams)
+        yield from _devices(streams)
         yield _model_info(streams)
         yield from self._own()
 
@@ -120,7 +135,7 @@ def _counts(streams: Sequence[StreamView]) -> Iterable[Metric]:
     )
     events = CounterMetricFamily(
         "dgiqa_events",
-        "Packets the decoder refused, jumps of the clock, messages a sink refused.",
+        "Refused packets, jumps of the clock, refusals of sinks, devices that were lost.",
         labels=["stream", "event"],
     )
     for view in streams:
@@ -146,12 +161,40 @@ def _stages(streams: Sequence[StreamView]) -> Iterable[Metric]:
         "Under which 95 % of a stage's calls stayed, since the sender began.",
         labels=["stream", "stage"],
     )
+    p99 = GaugeMetricFamily(
+        "dgiqa_stage_p99_seconds",
+        "Under which 99 % of a stage's calls stayed, since the sender began.",
+        labels=["stream", "stage"],
+    )
     for view in streams:
         for name, part in view.stages.items():
             spent.add_metric([view.stream, name], count_value=part.n, sum_value=part.sum_s)
-            if part.p95_s is not None:
-                p95.add_metric([view.stream, name], part.p95_s)
-    return spent, p95
+            for family, value in ((p95, part.p95_s), (p99, part.p99_s)):
+                if value is not None:
+                    family.add_metric([view.stream, name], value)
+    return spent, p95, p99
+
+
+def _devices(streams: Sequence[StreamView]) -> Iterable[Metric]:
+    """Of each publisher's devices, which all its streams tell of: what was heard last."""
+    labels = ["publisher", "device"]
+    newest = {
+        (view.publisher, part.device): part
+        for view in sorted(streams, key=lambda view: view.heard_at)
+        for part in view.devices
+    }
+    for metric, (told, field, unit) in _DEVICE_GAUGES.items():
+        gauge = GaugeMetricFamily(f"dgiqa_device_{metric}", told, labels=labels)
+        for place, part in newest.items():
+            if (value := getattr(part, field)) is not None:
+                gauge.add_metric(place, value * unit)
+        yield gauge
+    for metric, (told, field) in _DEVICE_COUNTERS.items():
+        counter = CounterMetricFamily(f"dgiqa_device_{metric}", told, labels=labels)
+        for place, part in newest.items():
+            if (value := getattr(part, field)) is not None:
+                counter.add_metric(place, value)
+        yield counter
 
 
 def _model_info(streams: Sequence[StreamView]) -> Metric:

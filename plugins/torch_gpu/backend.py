@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -17,15 +16,26 @@ import torch
 from torch import Tensor
 
 from dgiqa_stream.backends import BackendStatus, Outputs
-from dgiqa_stream.errors import ModelError
-from dgiqa_stream.preprocess import make_batch, stored_region
+from dgiqa_stream.errors import DeviceLost, ModelError
 from dgiqa_stream.scorer import FLAT_STEPS
+from dgiqa_stream.telemetry import DeviceStatus
 from plugins.torch_gpu.batching import Batcher
-from plugins.torch_gpu.devices import device_of
+from plugins.torch_gpu.devices import (
+    devices_of,
+    is_fault,
+    note_loss,
+    note_use,
+    shares_memory,
+    uuid_of,
+)
 from plugins.torch_gpu.engine import Engine
+from plugins.torch_gpu.memory import MEGABYTE, batch_within, limit_memory
 from plugins.torch_gpu.network import OnnxNetwork
+from plugins.torch_gpu.nvml import DeviceWatch, device_status
+from plugins.torch_gpu.pictures import Pictures, Piece, pieces_of
 from plugins.torch_gpu.planes import TorchPlanes, tensors_of
 from plugins.torch_gpu.service import BatchService, ServiceStatistics
+from plugins.torch_gpu.spread import SpreadBackend
 from plugins.torch_gpu.views import cut_views
 
 if TYPE_CHECKING:
@@ -40,6 +50,9 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_BATCH = 64
 BUDGET_SECONDS = 0.005
 """How long a frame waits for others to share its batch, at most."""
+PROFILES = {"latency": (BUDGET_SECONDS, MAX_BATCH), "low-clock": (0.05, 128)}
+"""That wait and the largest batch: large ones let a GPU whose clock or power is held low do the
+same work in fewer launches."""
 
 
 def open_model(
@@ -48,28 +61,67 @@ def open_model(
     device: str,
     num_threads: int,
     precision: Precision | None = None,
-    max_batch: int = MAX_BATCH,
-    budget_seconds: float = BUDGET_SECONDS,
+    max_batch: int | None = None,
+    budget_seconds: float | None = None,
+    gpu_profile: str = "latency",
+    max_gpu_mb: int = 0,
     requested: str = "torch",
     instead: str = "",
-) -> TorchBackend:
+) -> TorchBackend | SpreadBackend:
     """Open a model; ``precision`` is FP32 on a CPU and FP16 on a GPU unless it is given.
 
-    A backend that this one stands in for gives its name as ``requested`` and, ``instead``, why.
-    Raises :class:`ModelError` where the file is no model of this project's, and its
-    :class:`BackendUnavailable` where the device cannot be used.
+    On several devices streams are spread over them; each may take ``max_gpu_mb`` (10 ** 6 bytes; 0:
+    all there is). ``max_batch`` and ``budget_seconds`` are those of ``gpu_profile``, one of
+    ``PROFILES``, unless they are given. A backend that this one stands in for gives its name as
+    ``requested`` and, ``instead``, why. Raises :class:`ModelError` where the file is no model of
+    this project's, and its :class:`BackendUnavailable` where the device cannot be used.
     """
     _refuse_other_files(model)
-    where, reason = device_of(device)
-    chosen: Precision = precision or ("fp16" if where.type == "cuda" else "fp32")
-    if where.type == "cpu":
-        torch.set_num_threads(num_threads)
-    status = BackendStatus(f"{requested}:{device}", f"torch:{where} {chosen}", instead or reason)
+    places, reason = devices_of(device)
+    seconds, most = PROFILES[gpu_profile]
+    wait = seconds if budget_seconds is None else budget_seconds
+    opened: list[TorchBackend] = []
     try:
-        network = OnnxNetwork(model.path, dtype=_DTYPES[chosen])
-        shapes = {view.name: view.shape for view in model.manifest.preprocess.views}
+        for where in places:
+            chosen: Precision = precision or ("fp16" if where.type == "cuda" else "fp32")
+            if where.type == "cpu":
+                torch.set_num_threads(num_threads)
+            active = f"torch:{where} {chosen}"
+            status = BackendStatus(f"{requested}:{device}", active, instead or reason)
+            engine, batch = _engine(model, where, chosen, max_batch or most, max_gpu_mb * MEGABYTE)
+            opened.append(checked(TorchBackend(engine, model, status, batch, wait)))
+    except BaseException:
+        for backend in opened:
+            backend.close()
+        raise
+    return opened[0] if len(opened) == 1 else SpreadBackend(opened)
+
+
+def _engine(
+    model: LoadedModel,
+    where: torch.device,
+    precision: Precision,
+    max_batch: int,
+    max_bytes: int,
+) -> tuple[Engine, int]:
+    """The engine on one device, and its largest batch, which a budget may make smaller."""
+    try:
+        network = OnnxNetwork(model.path, dtype=_DTYPES[precision])
+        views = model.manifest.preprocess.views
+        shapes = {view.name: view.shape for view in views}
         _check_inputs(network, shapes, model)
-        engine = Engine(network, shapes, where, max_batch=max_batch)
+        if max_bytes:
+            limit_memory(where, max_bytes)
+            max_batch = batch_within(
+                max_bytes,
+                network.on(where),
+                views,
+                where,
+                weight_bytes=model.path.stat().st_size,
+                most=max_batch,
+                name=model.path.name,
+            )
+        return Engine(network, shapes, where, max_batch=max_batch), max_batch
     except ModelError:
         raise
     except torch.OutOfMemoryError as exc:
@@ -84,7 +136,6 @@ def open_model(
             f"{' '.join(str(exc).split())[:200]}. Export it again with `dgiqa-quant export`, or "
             "use --backend onnxruntime"
         ) from exc
-    return checked(TorchBackend(engine, model, status, max_batch, budget_seconds))
 
 
 def checked(backend: TorchBackend) -> TorchBackend:
@@ -118,40 +169,6 @@ def _check_inputs(
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Piece:
-    """What is scored of one frame: its views, or the planes that they are yet to be cut from."""
-
-    views: Mapping[str, Tensor] | None = None
-    planes: TorchPlanes | None = None
-    crop: Crop | None = None
-
-
-class Pictures:
-    """A batch whose views are cut later, on the device, together with those of other callers.
-
-    It is what :class:`~dgiqa_stream.types.FrameBatch` is; ``views`` are cut on the CPU for whoever
-    asks for them.
-    """
-
-    def __init__(
-        self, planes: Sequence[TorchPlanes], views: Sequence[ViewSpec], crop: Crop | None
-    ) -> None:
-        """Raises ``ValueError`` where the crop leaves less than 8 pixels of a side."""
-        for picture in planes:
-            stored_region(cast("Planes", picture), crop)
-        self.planes, self.crop, self._specs = tuple(planes), crop, tuple(views)
-
-    @cached_property
-    def views(self) -> Mapping[str, NDArray[np.uint8]]:
-        """Name to uint8 (N, height, width, 3)."""
-        return make_batch([p.on_cpu() for p in self.planes], self._specs, crop=self.crop).views
-
-    def __len__(self) -> int:
-        """The number of frames."""
-        return len(self.planes)
-
-
 class TorchBackend:
     """An opened model; callers of several threads share batches.
 
@@ -170,12 +187,23 @@ class TorchBackend:
         self._engine, self._model, self._status = engine, model, status
         self._specs = tuple(model.manifest.preprocess.views)
         self._fields = _fields_of(model.manifest)
-        self._service: BatchService[_Piece, dict[str, float]] = BatchService(
+        self._service: BatchService[Piece, dict[str, float]] = BatchService(
             self._run,
             Batcher(max_batch=max_batch, budget_seconds=budget_seconds),
             is_too_large=lambda exc: isinstance(exc, torch.OutOfMemoryError),
-            name="torch batches",
+            is_fault=is_fault,
+            on_lost=lambda reason: note_loss(engine.device, reason),
+            name=f"torch batches {engine.device}",
         )
+        self._needs_pinning = not shares_memory(engine.device)
+        self._watch = DeviceWatch(lambda: _told_of(engine.device))
+        note_use(engine.device, +1)
+        self._is_in_use = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where it scores."""
+        return self._engine.device
 
     @property
     def status(self) -> BackendStatus:
@@ -185,6 +213,26 @@ class TorchBackend:
     def statistics(self) -> ServiceStatistics:
         """Batches, waiting times and failures so far."""
         return self._service.statistics()
+
+    def devices(self) -> Sequence[DeviceStatus]:
+        """See :class:`~dgiqa_stream.backends.TellingBackend`; the driver is asked once a second."""
+        done, told = self._service.statistics(), self._watch.status()
+        load, decoder = (told.get(key) for key in ("load_percent", "decoder_load_percent"))
+        one = DeviceStatus(
+            str(self.device),
+            told.get("name"),
+            None if load is None else load / 100,
+            None if decoder is None else decoder / 100,
+            told.get("used_bytes"),
+            told.get("total_bytes"),
+            told.get("temperature_celsius"),
+            told.get("power_watts"),
+            done.max_batch,
+            done.batches.mean_batch,
+            done.num_shrunk,
+            done.num_retried,
+        )
+        return [one]
 
     def check(self) -> None:
         """Score a black frame; raises :class:`ModelError` where graph and manifest disagree."""
@@ -207,17 +255,22 @@ class TorchBackend:
 
         Planes of the CPU are copied to page-locked memory here, in the caller's thread.
         """
-        ready = [self._ready(picture) for picture in pictures]
+        try:
+            ready = [self._ready(picture) for picture in pictures]
+        except RuntimeError as exc:
+            if not is_fault(exc):
+                raise
+            raise DeviceLost(f"{self.device} was lost: {' '.join(str(exc).split())}") from exc
         return cast("FrameBatch", Pictures(ready, views, crop))
 
     def _ready(self, picture: Planes | TorchPlanes) -> TorchPlanes:
         planes = picture if isinstance(picture, TorchPlanes) else tensors_of(picture)
-        is_pinned = self._engine.device.type == "cuda" and planes.device.type == "cpu"
+        is_pinned = self._needs_pinning and planes.device.type == "cpu"
         return planes.with_tensors(lambda t: t.contiguous().pin_memory()) if is_pinned else planes
 
     def infer(self, batch: FrameBatch) -> Outputs:
         """See :class:`~dgiqa_stream.backends.Backend`; waits for a batch that others share."""
-        futures = self._service.submit(threading.get_ident(), list(_pieces(batch)))
+        futures = self._service.submit(threading.get_ident(), list(pieces_of(batch)))
         found = [future.result() for future in futures]
         columns = {
             field: np.array([one[name] for one in found], np.float32)
@@ -235,12 +288,15 @@ class TorchBackend:
 
     def close(self) -> None:
         """End the thread and drop the engine; calling twice is fine."""
+        if self._is_in_use:
+            self._is_in_use = False
+            note_use(self.device, -1)
         self._service.close()
         self._engine.close()
 
     # In the service's thread ---------------------------------------------------------------------
 
-    def _run(self, pieces: Sequence[_Piece]) -> list[dict[str, float]]:
+    def _run(self, pieces: Sequence[Piece]) -> list[dict[str, float]]:
         """Score one batch; each frame's outputs by name, and whether it is flat."""
         stream = self._engine.stream
         with torch.cuda.stream(stream) if stream else nullcontext(), torch.inference_mode():
@@ -252,7 +308,7 @@ class TorchBackend:
                 found["flat"] = self._flat(views)
         return [{k: float(v[n]) for k, v in found.items()} for n in range(len(pieces))]
 
-    def _views_of(self, pieces: Sequence[_Piece]) -> Mapping[str, Tensor]:
+    def _views_of(self, pieces: Sequence[Piece]) -> Mapping[str, Tensor]:
         """All views on the device, cut where they have to be: (N, height, width, 3) each."""
         device, numbers = self._engine.device, range(len(pieces))
         uncut = [n for n in numbers if pieces[n].planes is not None]
@@ -285,15 +341,15 @@ class _Views:
         return len(next(iter(self.views.values())))
 
 
+def _told_of(device: torch.device) -> dict[str, Any]:
+    """What the driver tells of a device; nothing of a CPU."""
+    if device.type != "cuda":
+        return {}
+    return device_status(device.index or 0, uuid=uuid_of(device))
+
+
 def _fields_of(manifest: ModelManifest) -> dict[str, str]:
     """Field of :class:`Outputs` to the graph's name for it, as far as the model has them."""
     specs = {"spread": manifest.interval, "unfamiliar": manifest.domain}
     more = {field: spec.output for field, spec in specs.items() if spec is not None}
     return {"quality": manifest.output.name, **more}
-
-
-def _pieces(batch: FrameBatch | Pictures) -> list[_Piece]:
-    if isinstance(batch, Pictures):
-        return [_Piece(planes=planes, crop=batch.crop) for planes in batch.planes]
-    tensors = {name: torch.from_numpy(view) for name, view in batch.views.items()}
-    return [_Piece({k: v[n] for k, v in tensors.items()}) for n in range(len(batch))]

@@ -6,6 +6,9 @@ FFmpeg decodes in the primary CUDA context, which is torch's, too: one context f
 from __future__ import annotations
 
 import re
+import weakref
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from dgiqa_stream.errors import DeviceLost
 from dgiqa_stream.types import ColorMatrix, Planes
+from plugins.torch_gpu.devices import is_fault, numbers_in_use, why_lost
 from plugins.torch_gpu.planes import TorchPlanes
 
 if TYPE_CHECKING:
@@ -22,15 +27,33 @@ if TYPE_CHECKING:
 
 _DEEP = ("p010le", "p016le")  # the value at the top of each word: a bit depth of 16
 _LAYOUTS = ("nv12", *_DEEP)  # that PyAV hands over by DLPack; it refuses every other
+NATIVE = {"libdav1d": "av1"}
+"""FFmpeg's decoder by what it chooses: its own, which decodes on a device alone."""
 _PROBED_CODEC = "h264"  # which every NVDEC decodes
 
 
+_decoders: weakref.WeakSet[CudaDecoder] = weakref.WeakSet()  # those in use
+
+
 def open_decoder(device: str) -> CudaDecoder:
-    """The decoder of ``cuda`` or ``cuda:N``."""
-    return CudaDecoder(int(re.fullmatch(r"cuda(?::(\d+))?", device)[1] or 0))  # type: ignore[index]
+    """The decoder of ``cuda:N``; of ``cuda``, that of the device that has the fewest.
+
+    Only devices that score are asked, because frames are scored where they were decoded.
+    """
+    wanted = re.fullmatch(r"cuda(?::(\d+))?", device)[1]  # type: ignore[index]
+    number = emptiest(numbers_in_use()) if wanted is None else int(wanted)
+    decoder = CudaDecoder(number)
+    _decoders.add(decoder)
+    return decoder
 
 
-@dataclass(frozen=True, slots=True)
+def emptiest(numbers: Sequence[int]) -> int:
+    """The device with the fewest decoders; the first of several."""
+    opened = Counter(decoder.number for decoder in list(_decoders))
+    return min(numbers, key=lambda number: (opened[number], numbers.index(number)))
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class CudaDecoder:
     """See :class:`dgiqa_stream.sources._hardware.HardwareDecoder`."""
 
@@ -44,7 +67,11 @@ class CudaDecoder:
 
     def why_not(self) -> str:
         """Empty where FFmpeg and torch can both use the device; asked once per process."""
-        return _why_not(self.number)
+        return self.why_lost() or _why_not(self.number)
+
+    def why_lost(self) -> str:
+        """See :func:`plugins.torch_gpu.devices.why_lost`: the backend finds it out, or a frame."""
+        return why_lost(self.number)
 
     def hwaccel(self) -> HWAccel:
         """Frames that the device cannot decode come from software, stream by stream."""
@@ -53,6 +80,10 @@ class CudaDecoder:
         return HWAccel(
             "cuda", device=str(self.number), allow_software_fallback=True, is_hw_owned=True
         )
+
+    def named(self, codec: str) -> tuple[str, HWAccel] | None:
+        """AV1: FFmpeg chooses libdav1d, which is software; its own ``av1`` is NVDEC's."""
+        return (NATIVE[codec], self.hwaccel()) if codec in NATIVE else None
 
     def has(self, frame: av.VideoFrame) -> bool:
         """Whether NVDEC decoded it, into a layout that can be read where it lies."""
@@ -69,13 +100,18 @@ class CudaDecoder:
         full_range: bool,
     ) -> Planes:
         """Its samples where they are; the tensors keep the decoder's surface until they go."""
-        planes = planes_of_frame(
-            frame,
-            rotation=rotation,
-            is_mirrored=is_mirrored,
-            matrix=matrix,
-            full_range=full_range,
-        )
+        try:
+            planes = planes_of_frame(
+                frame,
+                rotation=rotation,
+                is_mirrored=is_mirrored,
+                matrix=matrix,
+                full_range=full_range,
+            )
+        except RuntimeError as exc:
+            if not is_fault(exc):
+                raise
+            raise DeviceLost(f"{self.name}: {' '.join(str(exc).split())}") from exc
         return cast(Planes, planes)
 
 

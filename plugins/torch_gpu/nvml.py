@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+_FRESH_SECONDS = 1.0
 
-def device_status(number: int) -> dict[str, Any]:
+
+def device_status(number: int, *, uuid: str = "") -> dict[str, Any]:
     """Of one CUDA device, by NVML; what this device or driver does not tell is None.
 
-    Raises ``RuntimeError`` with NVML's reason where there is no driver, ``ImportError`` without the
-    package.
+    NVML's numbers are the driver's, which ``CUDA_VISIBLE_DEVICES`` does not change: ``uuid``, where
+    it is given, finds the device. Raises ``RuntimeError`` with NVML's reason where there is no
+    driver or device, ``ImportError`` without the package.
     """
     import pynvml
 
     try:
-        pynvml.nvmlInit()
+        pynvml.nvmlInit()  # counted: the library is loaded once
     except pynvml.NVMLError as exc:
         raise RuntimeError(f"NVML: {exc}") from exc
     try:
-        return _status(pynvml, pynvml.nvmlDeviceGetHandleByIndex(number))
+        by_uuid = pynvml.nvmlDeviceGetHandleByUUID
+        handle = by_uuid(uuid) if uuid else pynvml.nvmlDeviceGetHandleByIndex(number)
+        return _status(pynvml, handle)
     except pynvml.NVMLError as exc:
         raise RuntimeError(f"NVML: {exc}") from exc
     finally:
         pynvml.nvmlShutdown()
+
+
+class DeviceWatch:
+    """What NVML last told of one device, asked again after a second. Thread-safe.
+
+    A device that cannot be asked, for want of the package, of the driver or of itself, tells
+    nothing: telemetry must not end what it watches.
+    """
+
+    def __init__(
+        self, ask: Callable[[], dict[str, Any]], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """``ask`` is :func:`device_status` of the device; nothing is asked yet."""
+        self._ask, self._clock = ask, clock
+        self._lock = threading.Lock()
+        self._asked_at = float("-inf")
+        self._known: dict[str, Any] = {}
+
+    def status(self) -> dict[str, Any]:
+        """Facts by name; empty where nothing is told."""
+        with self._lock:
+            if self._clock() - self._asked_at >= _FRESH_SECONDS:
+                try:
+                    self._known = self._ask()
+                except (ImportError, RuntimeError):
+                    self._known = {}
+                self._asked_at = self._clock()
+            return self._known
 
 
 def _status(pynvml: Any, handle: Any) -> dict[str, Any]:

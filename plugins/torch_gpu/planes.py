@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dgiqa_stream.types import ROTATIONS, ColorMatrix, HdrTags, Planes
+from plugins.torch_gpu.devices import on_cpu
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,8 +112,8 @@ class _Samples(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return tuple(t.cpu().numpy() for t in self._tensors[index])
-        return self._tensors[index].cpu().numpy()
+            return tuple(on_cpu(t).numpy() for t in self._tensors[index])
+        return on_cpu(self._tensors[index]).numpy()
 
 
 def tensors_of(planes: Planes) -> TorchPlanes:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from dgiqa_stream.errors import ModelError
+from dgiqa_stream.errors import DeviceLost, ModelError
 from plugins.torch_gpu.batching import (
     Batcher,
     BatchStatistics,
@@ -41,6 +41,8 @@ class ServiceStatistics:
     """Frames whose batch raised."""
     num_shrunk: int
     """How often the largest batch was halved, because memory ran out."""
+    num_retried: int
+    """Batches that ran again after a fault of the device."""
     max_batch: int
     """The largest batch now."""
 
@@ -49,8 +51,10 @@ class BatchService(Generic[Item, Result]):
     """Runs items that many threads give it, in batches, in one thread of its own.
 
     ``run`` gets a batch and returns a result for each item. Where it raises what ``is_too_large``
-    knows, the largest batch is halved and the same items run in two parts; anything else it raises
-    is told to each item of the batch by a :class:`ModelError` of its own, and the next batch runs.
+    knows, the largest batch is halved and the same items run in two parts. What ``is_fault`` knows
+    is worth one more try; a batch that fails twice in such a way is the end: ``on_lost`` is told
+    why, and all that wait or come later get a :class:`DeviceLost`. Anything else that ``run``
+    raises is told to each item of the batch by a :class:`ModelError`, and the next batch runs.
     """
 
     def __init__(
@@ -59,16 +63,19 @@ class BatchService(Generic[Item, Result]):
         batcher: Batcher[tuple[Item, Future[Result]]],
         *,
         is_too_large: Callable[[BaseException], bool] = lambda exc: False,
+        is_fault: Callable[[BaseException], bool] = lambda exc: False,
+        on_lost: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
         name: str = "batches",
     ) -> None:
         """The thread starts at once and ends with :meth:`close`."""
         self._run, self._batcher, self._is_too_large = run, batcher, is_too_large
-        self._clock = clock
+        self._is_fault, self._on_lost, self._clock = is_fault, on_lost, clock
+        self._lost = ""
         self._changed = threading.Condition()
         self._is_closed = False
         self._answered: deque[float] = deque(maxlen=_NUM_REMEMBERED)
-        self._num_failed = self._num_shrunk = 0
+        self._num_failed = self._num_shrunk = self._num_retried = 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -76,6 +83,8 @@ class BatchService(Generic[Item, Result]):
         """Give items of one stream; each future has its item's result, in whatever batch it ran."""
         pairs: list[tuple[Item, Future[Result]]] = [(item, Future()) for item in items]
         with self._changed:
+            if self._lost:
+                raise DeviceLost(self._lost)
             if self._is_closed:
                 raise ModelError(_CLOSED)
             now = self._clock()
@@ -92,6 +101,7 @@ class BatchService(Generic[Item, Result]):
                 percentiles_of(self._answered),
                 self._num_failed,
                 self._num_shrunk,
+                self._num_retried,
                 self._batcher.max_batch,
             )
 
@@ -106,13 +116,16 @@ class BatchService(Generic[Item, Result]):
     def _work(self) -> None:
         while batch := self._next():
             self._answer(batch)
-        for waiting in self._batcher.clear():
-            waiting.item[1].set_exception(ModelError(_CLOSED))
+        with self._changed:
+            left = self._batcher.clear()
+        for waiting in left:
+            told = DeviceLost(self._lost) if self._lost else ModelError(_CLOSED)
+            waiting.item[1].set_exception(told)
 
     def _next(self) -> Sequence[_Pair[Item, Result]]:
         """The batch that is due, waited for; empty at the end."""
         with self._changed:
-            while not self._is_closed:
+            while not self._is_closed and not self._lost:
                 now = self._clock()
                 if batch := self._batcher.take(now):
                     return batch
@@ -120,9 +133,9 @@ class BatchService(Generic[Item, Result]):
                 self._changed.wait(None if due is None else max(due - now, _SHORTEST_WAIT_SECONDS))
         return ()
 
-    def _answer(self, batch: Sequence[_Pair[Item, Result]]) -> None:
+    def _answer(self, batch: Sequence[_Pair[Item, Result]], *, is_retry: bool = False) -> None:
         """Run a batch and give each of its futures what it came to."""
-        is_too_large = False
+        is_too_large = is_fault = False
         results: Sequence[Result] = ()
         try:
             results = self._run([waiting.item[0] for waiting in batch])
@@ -130,7 +143,10 @@ class BatchService(Generic[Item, Result]):
                 raise ModelError(f"the model gave {len(results)} results for {len(batch)} frames")
         except BaseException as exc:  # noqa: BLE001 - told to those who wait for it
             is_too_large = len(batch) > 1 and self._is_too_large(exc)
-            if not is_too_large:
+            is_fault = not is_too_large and self._is_fault(exc)
+            if is_fault and is_retry:
+                self._lose(exc)
+            if not is_too_large and (is_retry or not is_fault):
                 self._fail(batch, exc)
                 return
         if is_too_large:  # out of the handler, whose traceback holds what the failed try allocated
@@ -138,6 +154,11 @@ class BatchService(Generic[Item, Result]):
             middle = len(batch) // 2
             self._answer(batch[:middle])
             self._answer(batch[middle:])
+            return
+        if is_fault:
+            with self._changed:
+                self._num_retried += 1
+            self._answer(batch, is_retry=True)
             return
         now = self._clock()
         with self._changed:
@@ -153,9 +174,16 @@ class BatchService(Generic[Item, Result]):
         line = " ".join(str(exc).split()) or type(exc).__name__
         told = line if isinstance(exc, ModelError) else f"inference failed: {line}"
         for waiting in batch:
-            error = ModelError(told)
+            error = DeviceLost(self._lost) if self._lost else ModelError(told)
             error.__cause__ = exc
             waiting.item[1].set_exception(error)
+
+    def _lose(self, exc: BaseException) -> None:
+        """The device is of no use any more: nothing is taken from here on."""
+        reason = " ".join(str(exc).split()) or type(exc).__name__
+        with self._changed:
+            self._lost = f"the device was lost while running: {reason[:200]}"
+        self._on_lost(reason[:200])
 
     def _shrink(self, num_items: int) -> None:
         with self._changed:

@@ -1,0 +1,92 @@
+"""A backend on a device, and the one that goes on where that device is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from dgiqa_stream.errors import DeviceLost
+from dgiqa_stream.preprocess import make_batch
+
+if TYPE_CHECKING:
+    from dgiqa_stream.backends import Backend, BackendStatus, Outputs
+    from dgiqa_stream.preprocess import ViewSpec
+    from dgiqa_stream.telemetry import DeviceStatus
+    from dgiqa_stream.types import Crop, FrameBatch, Planes
+
+_logger = logging.getLogger("dgiqa_stream.backends")
+
+
+class FallbackBackend:
+    """Scores by one backend until its device is lost, then by another: no stream hears of it.
+
+    The second one is opened when it is needed. Batches that waited on the device are scored by it,
+    as far as their pictures can still be read; the others raise
+    :class:`~dgiqa_stream.errors.FrameLost`.
+    """
+
+    def __init__(self, first: Backend, open_second: Callable[[], Backend]) -> None:
+        """Take an opened backend, and how to open the one that is to follow it."""
+        self._backend, self._open_second = first, open_second
+        self._requested = first.status.requested
+        self._reason = ""
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def status(self) -> BackendStatus:
+        """What is really running; where a device was lost, with the reason."""
+        with self._lock:
+            status, reason = self._backend.status, self._reason
+        if not reason:
+            return status
+        return dataclasses.replace(status, requested=self._requested, reason=reason)
+
+    def cut(
+        self, pictures: Sequence[Planes], views: Sequence[ViewSpec], *, crop: Crop | None
+    ) -> FrameBatch:
+        """See :class:`~dgiqa_stream.backends.CuttingBackend`; by the runtime where neither cuts."""
+        backend = self._backend
+        cut = getattr(backend, "cut", None) or make_batch
+        try:
+            batch: FrameBatch = cut(pictures, views, crop=crop)
+        except DeviceLost as exc:
+            self._replace(backend, exc)
+            batch = make_batch(pictures, views, crop=crop)
+        return batch
+
+    def infer(self, batch: FrameBatch) -> Outputs:
+        """See :class:`~dgiqa_stream.backends.Backend`."""
+        backend = self._backend
+        try:
+            return backend.infer(batch)
+        except DeviceLost as exc:
+            return self._replace(backend, exc).infer(batch)
+
+    def devices(self) -> Sequence[DeviceStatus]:
+        """See :class:`~dgiqa_stream.backends.TellingBackend`."""
+        devices = getattr(self._backend, "devices", None)
+        found: Sequence[DeviceStatus] = devices() if devices else ()
+        return found
+
+    def close(self) -> None:
+        """Release whichever backend is in use; calling twice is fine."""
+        with self._lock:
+            self._is_closed = True
+            self._backend.close()
+
+    def _replace(self, lost: Backend, exc: DeviceLost) -> Backend:
+        """The backend that follows; threads that come later find it in use."""
+        with self._lock:
+            if self._backend is not lost:
+                return self._backend
+            if self._reason or self._is_closed:  # there is no third one
+                raise exc
+            second = self._open_second()
+            self._backend, self._reason = second, str(exc)
+            _logger.warning("%s; scoring goes on by %s", exc, second.status.active)
+        lost.close()
+        return second

@@ -1,0 +1,170 @@
+"""The decoder of one track: the container's, one that has to be asked for by name, or a spare."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from dgiqa_stream.errors import SourceUnavailable, SourceUnsupported
+
+if TYPE_CHECKING:
+    import av
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
+
+    from dgiqa_stream.sources._hardware import HardwareDecoder
+
+_MOST_KEPT = 250  # packets without a frame, after which a decoder is given up
+_MOST_ERRORS = 16  # in a row, on a device, before software decodes
+_MOST_SKIPPED = 250  # packets that wait for a keyframe; some streams never send one
+_logger = logging.getLogger("dgiqa_stream.sources")
+
+
+class TrackDecoder:
+    """Packets of a track to frames, on a device where that can be.
+
+    Some devices are reached by decoders with names of their own, which FFmpeg does not choose
+    (``av1`` rather than ``libdav1d``). One is tried for as long as it gives no frame; where it
+    fails, its packets go to the container's decoder. A device that is lost while it decodes is
+    followed by software, from the next keyframe on.
+    """
+
+    def __init__(
+        self,
+        track: VideoStream,
+        hardware: HardwareDecoder | None,
+        *,
+        has_side_data: bool,
+        threads: int,
+        is_strict: bool,
+        shown: str,
+    ) -> None:
+        """``has_side_data``: the container tells of pictures what a decoder of ours is not told."""
+        self._track, self._hardware, self._threads = track, hardware, threads
+        self._has_side_data, self._is_strict, self._shown = has_side_data, is_strict, shown
+        self._context: VideoCodecContext = track.codec_context
+        self._kept: list[av.Packet[VideoStream] | None] | None = None
+        self._num_errors = self._num_to_skip = 0
+        self.reason = ""
+        """Why a decoder that was asked for by name is not in use."""
+        self.name = ""
+        """Of the decoder that was asked for by name and is in use."""
+        self.is_on_device = hardware is not None and self._context.is_hwaccel
+        self._context.thread_type = "AUTO"
+        self._context.thread_count = threads
+        self._try_by_name()
+
+    def decode(self, packet: av.Packet[VideoStream] | None) -> list[av.VideoFrame]:
+        """Frames that are ready; an empty packet or None drains. Raises what PyAV raises."""
+        import av
+
+        if self._kept is not None:
+            return self._tried(packet)
+        if self.is_on_device and self._hardware is not None and (why := self._hardware.why_lost()):
+            self.to_software(why)
+        if self._num_to_skip and packet is not None and packet.size:
+            if not packet.is_keyframe:
+                self._num_to_skip -= 1
+                return []
+            self._num_to_skip = 0
+        try:
+            frames = self._context.decode(packet)
+        except av.error.EOFError:
+            raise
+        except av.error.FFmpegError as exc:
+            self._num_errors += 1
+            if self.is_on_device and self._num_errors >= _MOST_ERRORS:
+                self.to_software(f"{self._num_errors} errors in a row: {exc.strerror}")
+            raise
+        self._num_errors = 0 if frames else self._num_errors
+        return frames
+
+    def flush(self) -> None:
+        """Forget what was decoded so far: the container was moved."""
+        if self._context is not self._track.codec_context and self._context.is_open:
+            self._context.flush_buffers()
+
+    def to_software(self, why: str) -> None:
+        """Decode without the device from the next keyframe on.
+
+        Raises :class:`SourceUnsupported` where that is not wanted, and :class:`SourceUnavailable`
+        where the source has to be opened again for it.
+        """
+        told = f"{self._shown}: is no longer decoded on {self._device_name}: {why}"
+        if self._is_strict:
+            raise SourceUnsupported(f"{told}; leave --strict out to decode in software")
+        if self._has_side_data and not self.name:
+            raise SourceUnavailable(f"{told}; open it again to decode in software")
+        _logger.warning("%s; software decodes it from the next keyframe on", told)
+        self._context = self._track.codec_context if self.name else self._spare()
+        self.name, self.is_on_device = "", False
+        self._num_errors, self._num_to_skip = 0, _MOST_SKIPPED
+
+    @property
+    def _device_name(self) -> str:
+        return self._hardware.name if self._hardware else "a device"
+
+    def _spare(self) -> VideoCodecContext:
+        """A decoder of the same codec that knows no device."""
+        import av
+
+        own = self._track.codec_context
+        context: VideoCodecContext = av.CodecContext.create(own.codec, "r")  # type: ignore[assignment]
+        context.extradata = own.extradata
+        context.thread_type, context.thread_count = "AUTO", self._threads
+        return context
+
+    # A decoder by name ---------------------------------------------------------------------------
+
+    def _try_by_name(self) -> None:
+        import av
+
+        named = self._hardware.named(self._context.name) if self._hardware else None
+        if named is None:
+            return
+        name, hwaccel = named
+        if self._has_side_data:
+            self.reason = f"what the container says of its pictures is nothing that {name} is told"
+            return
+        try:
+            context = av.CodecContext.create(av.Codec(name, "r"), hwaccel=hwaccel)
+        except (av.error.FFmpegError, ValueError, RuntimeError) as exc:
+            self.reason = f"{name} cannot be opened ({_words(exc)})"
+            return
+        if not context.is_hwaccel:
+            self.reason = f"{name} has no device"
+            return
+        context.extradata = self._context.extradata
+        self._context, self.name, self._kept = context, name, []  # type: ignore[assignment]
+        self.is_on_device = True
+
+    def _tried(self, packet: av.Packet[VideoStream] | None) -> list[av.VideoFrame]:
+        """What the decoder that is tried gives; where it is given up, what the container's does."""
+        import av
+
+        assert self._kept is not None
+        self._kept.append(packet)
+        is_last = packet is None or not packet.size
+        try:
+            frames = self._context.decode(packet)
+            why = "it gives no frame" if is_last or len(self._kept) >= _MOST_KEPT else ""
+        except av.error.FFmpegError as exc:
+            frames, why = [], _words(exc)
+        if frames or not why:
+            self._kept = None if frames else self._kept
+            return frames
+        self.reason = f"{self.name} does not decode it ({why})"
+        kept, self._kept = self._kept, None
+        self._context, self.name, self.is_on_device = self._track.codec_context, "", False
+        for one in kept:
+            try:
+                frames += self._context.decode(one)
+            except av.error.EOFError:
+                break
+            except av.error.FFmpegError:  # damage at the start, which the next packet may mend
+                continue
+        return frames
+
+
+def _words(exc: BaseException) -> str:
+    return str(getattr(exc, "strerror", None) or exc)
