@@ -16,6 +16,7 @@ _BLACK = 16 + 8  # limited-range 8-bit luma up to which a sample is black
 _BLACK_FULL = 9
 _MAX_BRIGHT = 0.01  # share of a line that may be brighter and the line still be black
 _SAMPLES_PER_LINE = 128  # a line is judged by this many of its samples
+_FEW_LINES = 8  # one in so many of those looked at, at first
 _MAX_CUT = 0.3  # of a side
 _MIN_CUT = 0.02
 _MIN_CUT_PX = 4
@@ -79,8 +80,7 @@ def _picture(planes: Planes) -> Rectangle | None:
     black = (_BLACK_FULL if full else _BLACK) << (planes.bit_depth - 8)
     height, width = planes.size
     down, across = -(-height // _SAMPLES_PER_LINE), -(-width // _SAMPLES_PER_LINE)
-    coarse = _is_bright(image[::down, ::across], black)
-    if np.count_nonzero(coarse) <= _MAX_BRIGHT * coarse.size:
+    if _is_dark(image[::down, ::across], black):
         return None
     rows, columns = int(height * _MAX_CUT), int(width * _MAX_CUT)
     top = _num_black(image[:rows, ::across], black)
@@ -89,6 +89,14 @@ def _picture(planes: Planes) -> Rectangle | None:
     left = _num_black(inside[:columns], black)
     right = _num_black(inside[width - columns :][::-1], black)
     return _upright((top, left, height - bottom, width - right), planes)
+
+
+def _is_dark(coarse: NDArray[Any], black: int) -> bool:
+    """Whether hardly a sample is bright, by as few lines as show that it is not so."""
+    allowed = _MAX_BRIGHT * coarse.shape[0] * coarse.shape[1]
+    if np.count_nonzero(_is_bright(coarse[::_FEW_LINES], black)) > allowed:
+        return False  # nearly every picture
+    return bool(np.count_nonzero(_is_bright(coarse, black)) <= allowed)
 
 
 def _num_black(lines: NDArray[Any], black: int) -> int:

@@ -7,6 +7,7 @@ SHA-256 before any engine sees it.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
-import numpy as np
 
 from dgiqa_stream.errors import ModelError
 from dgiqa_stream.preprocess import ViewSpec
@@ -55,7 +55,7 @@ class ScoreMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __call__(self, raw: float) -> float:
         """The score of an output; outputs beyond the ends stay at the ends."""
-        return float(np.interp(raw, self.raw, self.score))
+        return _interpolated(raw, self.raw, self.score)
 
 
 class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,7 +80,19 @@ class HalfWidthMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __call__(self, spread: float) -> float:
         """Half the interval's width; spreads beyond the ends stay at the ends."""
-        return float(np.interp(spread, self.spread, self.points))
+        return _interpolated(spread, self.spread, self.points)
+
+
+def _interpolated(x: float, xs: list[float], ys: list[float]) -> float:
+    """What ``numpy.interp`` gives, to the bit; it makes arrays of both lists for each frame."""
+    if x <= xs[0]:
+        return ys[0]
+    if x >= xs[-1]:
+        return ys[-1]
+    right = min(bisect_right(xs, x), len(xs) - 1)  # of NaN, which stays one, it would be beyond
+    left = right - 1
+    slope = (ys[right] - ys[left]) / (xs[right] - xs[left])
+    return slope * (x - xs[left]) + ys[left]
 
 
 def _refuse_unless_rising(**values: list[float]) -> None:

@@ -15,6 +15,7 @@ Everything here is passive and thread-safe.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -67,6 +68,8 @@ def make_batch(
     pictures: Sequence[Planes], views: Sequence[ViewSpec], *, crop: Crop | None = None
 ) -> FrameBatch:
     """Cut every view from every picture; see :func:`cut_view`."""
+    if len(pictures) == 1:  # as of every frame of a stream; stacking would copy it
+        return FrameBatch({v.name: cut_view(pictures[0], v, crop=crop)[None] for v in views})
     return FrameBatch(
         {view.name: np.stack([cut_view(p, view, crop=crop) for p in pictures]) for view in views}
     )
@@ -139,14 +142,19 @@ def stored_region(planes: Planes, crop: Crop | None) -> tuple[int, int, int, int
 
 
 def rgb_matrix(planes: Planes) -> NDArray[np.float64]:
-    """The 3x4 affine matrix from 8-bit-scaled Y'CbCr to R'G'B' in 0..255.
+    """The 3x4 affine matrix from 8-bit-scaled Y'CbCr to R'G'B' in 0..255; not to be written.
 
     ITU-T H.273 equations 38 to 40 (limited range: luma 16..235, chroma 16..240).
     """
-    kr, kb = _LUMA_WEIGHTS[planes.matrix]
+    return _rgb_matrix(planes.matrix, planes.full_range)
+
+
+@lru_cache
+def _rgb_matrix(matrix: ColorMatrix, full_range: bool) -> NDArray[np.float64]:
+    kr, kb = _LUMA_WEIGHTS[matrix]
     kg = 1.0 - kr - kb
     y_gain, c_gain, y_zero = (1.0, 1.0, 0.0)
-    if not planes.full_range:
+    if not full_range:
         y_gain, c_gain, y_zero = 255.0 / 219.0, 255.0 / 224.0, 16.0
     to_rgb = np.array(
         [
@@ -157,18 +165,24 @@ def rgb_matrix(planes: Planes) -> NDArray[np.float64]:
     )
     gains = to_rgb * [y_gain, c_gain, c_gain]
     offset = -gains @ [y_zero, 128.0, 128.0]
-    return np.concatenate([gains, offset[:, None]], axis=1)
+    found = np.concatenate([gains, offset[:, None]], axis=1)
+    found.flags.writeable = False
+    return found
 
 
 def _whole(
     planes: Planes, region: tuple[int, int, int, int], height: int, width: int
-) -> list[NDArray[Any]]:
-    """The region of each plane, reduced to (height, width): halved, then bilinear."""
-    cut = []
-    for plane in planes.samples:
-        region_of_plane = plane[_scaled(region, plane, planes.samples[0])]
-        cut.append(_resize(_halve(region_of_plane, height, width), height, width))
-    return cut
+) -> NDArray[Any]:
+    """The region of all planes as one picture of (height, width): halved, then bilinear."""
+    import cv2
+
+    cut = [
+        _halve(plane[_scaled(region, plane, planes.samples[0])], height, width, along_both=True)
+        for plane in planes.samples
+    ]
+    if cut[0].dtype == np.uint8 and len({plane.shape for plane in cut}) == 1:
+        cut = [cv2.merge(cut)]  # the same bytes for less than plane by plane
+    return _packed([_resize(_halve(plane, height, width), height, width) for plane in cut])
 
 
 def _fragments(
@@ -177,37 +191,56 @@ def _fragments(
     size: tuple[int, int],
     grid: tuple[int, int],
     jitter: NDArray[np.float64] | None,
-) -> list[NDArray[Any]]:
-    """Squares of each plane at native resolution, side by side; chroma repeated to luma's size."""
+) -> NDArray[Any]:
+    """Squares of all planes at native resolution, side by side; chroma repeated to luma's size."""
     import cv2
 
-    (height, width), (rows, columns) = size, grid
-    tall, wide = height // rows, width // columns
-    tops = fragment_starts(region[0], region[2], rows, tall)
-    lefts = fragment_starts(region[1], region[3], columns, wide)
     luma = planes.samples[0]
     out = []
     for plane in planes.samples:
         down, across = _subsampling(plane, luma)
-        h, w = tall // down, wide // across
-        mosaic = np.empty((h * rows, w * columns, *plane.shape[2:]), plane.dtype)
-        for row in range(rows):
-            for column in range(columns):
-                if jitter is None:
-                    top, left = tops(row, 0.5), lefts(column, 0.5)
-                else:
-                    moved = jitter[row, column]
-                    top, left = tops(row, float(moved[0])), lefts(column, float(moved[1]))
-                top, left = top // down, left // across
-                piece: NDArray[Any] = plane[top : top + h, left : left + w]
-                if piece.shape[:2] != (h, w):  # a picture smaller than one fragment
-                    missing = (0, h - piece.shape[0]), (0, w - piece.shape[1])
-                    piece = np.pad(piece, (*missing, *[(0, 0)] * (plane.ndim - 2)), mode="edge")
-                mosaic[row * h : (row + 1) * h, column * w : (column + 1) * w] = piece
+        h, w = size[0] // grid[0] // down, size[1] // grid[1] // across
+        mosaic = np.empty((h * grid[0], w * grid[1], *plane.shape[2:]), plane.dtype)
+        if jitter is None:
+            cells = _serving_cells(region, size, grid, (down, across))
+        else:
+            cells = _cells(region, size, grid, (down, across), jitter)
+        for place, squares in cells:
+            piece: NDArray[Any] = plane[squares]
+            if piece.shape[:2] != (h, w):  # a picture smaller than one fragment
+                missing = (0, h - piece.shape[0]), (0, w - piece.shape[1])
+                piece = np.pad(piece, (*missing, *[(0, 0)] * (plane.ndim - 2)), mode="edge")
+            mosaic[place] = piece
         if mosaic.shape[:2] != size:
-            mosaic = cv2.resize(mosaic, (width, height), interpolation=cv2.INTER_NEAREST)
+            mosaic = cv2.resize(mosaic, size[::-1], interpolation=cv2.INTER_NEAREST)
         out.append(mosaic)
-    return out
+    return _packed(out)
+
+
+def _cells(
+    region: tuple[int, int, int, int],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    step: tuple[int, int],
+    jitter: NDArray[np.float64] | None,
+) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Where each fragment of a plane with such a subsampling goes to, and where it comes from."""
+    (rows, columns), (down, across) = grid, step
+    tall, wide = size[0] // rows, size[1] // columns
+    tops = fragment_starts(region[0], region[2], rows, tall)
+    lefts = fragment_starts(region[1], region[3], columns, wide)
+    h, w = tall // down, wide // across
+    cells = []
+    for row in range(rows):
+        for column in range(columns):
+            moved = (0.5, 0.5) if jitter is None else jitter[row, column]
+            top, left = tops(row, float(moved[0])) // down, lefts(column, float(moved[1])) // across
+            place = slice(row * h, (row + 1) * h), slice(column * w, (column + 1) * w)
+            cells.append((place, (slice(top, top + h), slice(left, left + w))))
+    return cells
+
+
+_serving_cells = lru_cache(maxsize=64)(partial(_cells, jitter=None))  # the same for every frame
 
 
 def fragment_starts(begin: int, end: int, count: int, length: int) -> Any:
@@ -235,14 +268,19 @@ def _scaled(
     return slice(top // down, -(-bottom // down)), slice(left // across, -(-right // across))
 
 
-def _halve(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+def _halve(
+    plane: NDArray[Any], height: int, width: int, *, along_both: bool = False
+) -> NDArray[Any]:
     """Means of neighbouring samples, along each axis that is twice the target or more.
 
-    A bilinear sample half-way between two is their mean, and OpenCV is quickest at those.
+    Only as long as that is so ``along_both``, where that is asked for. A bilinear sample half-way
+    between two is their mean, and OpenCV is quickest at those.
     """
     import cv2
 
     while (tall := plane.shape[0] >= 2 * height) | (wide := plane.shape[1] >= 2 * width):
+        if along_both and not (tall and wide):
+            break
         h, w = plane.shape[0] >> tall, plane.shape[1] >> wide
         even = plane[: h << tall, : w << wide]
         plane = cv2.resize(even, (w, h), interpolation=cv2.INTER_LINEAR)
@@ -258,20 +296,26 @@ def _resize(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     return cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _to_rgb(cut: list[NDArray[Any]], planes: Planes) -> NDArray[np.uint8]:
-    """Reduced planes, all of one size, to uint8 RGB (H, W, 3)."""
+def _packed(cut: list[NDArray[Any]]) -> NDArray[Any]:
+    """Planes of one size as one array: (H, W) of grey or packed RGB as it is, else (H, W, 3)."""
+    import cv2
+
+    return cut[0] if len(cut) == 1 else cv2.merge(cut)
+
+
+def _to_rgb(cut: NDArray[Any], planes: Planes) -> NDArray[np.uint8]:
+    """Reduced samples, (H, W) of luma or (H, W, 3), to uint8 RGB (H, W, 3)."""
     import cv2
 
     if planes.bit_depth > 8 or planes.hdr:
-        scale = 2.0 ** (8 - planes.bit_depth)
-        cut = [plane.astype(np.float32) * np.float32(scale) for plane in cut]
+        cut = cut.astype(np.float32) * np.float32(2.0 ** (8 - planes.bit_depth))
     if planes.is_rgb:
-        rgb = cut[0]
+        rgb = cut
     else:
-        if len(cut) == 1:
-            neutral = np.full_like(cut[0], 128)
-            cut = [cut[0], neutral, neutral]
-        rgb = cv2.transform(cv2.merge(cut), rgb_matrix(planes))
+        if cut.ndim == 2:
+            neutral = np.full_like(cut, 128)
+            cut = cv2.merge([cut, neutral, neutral])
+        rgb = cv2.transform(cut, rgb_matrix(planes))
     if planes.hdr:
         rgb = to_sdr(rgb, planes.hdr)
     if rgb.dtype == np.uint8:

@@ -43,6 +43,16 @@ def test_bars_are_found(bars, crop):
     assert LetterboxDetector().update(planes(barred(bars)), 0.0) == crop
 
 
+def test_light_between_the_lines_looked_at_first_is_no_darkness():
+    """A frame with two bright bands, in none of the few lines that usually show that a frame is
+    not dark, has its bars cut all the same; wholly dark, it has none known.
+    """
+    luma = np.full((1080, 1920), 16)
+    assert LetterboxDetector().update(planes(luma), 0.0) is None
+    luma[400:420] = luma[700:710] = 180  # coarse lines are 9 apart, every eighth of them 72
+    assert LetterboxDetector().update(planes(luma), 0.0) == Crop(0, 324, 1920, 432)
+
+
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
 @pytest.mark.parametrize(("full", "black"), [(False, 16), (False, 22), (True, 0), (True, 7)])
 def test_black_follows_range_and_depth(bits, full, black):

@@ -8,6 +8,7 @@ import shutil
 from itertools import pairwise
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dgiqa_stream.errors import ModelError
 from dgiqa_stream.manifest import (
     DEFAULT_MODEL,
+    HalfWidthMapping,
     ScoreMapping,
     load_model,
     manifest_path,
@@ -159,3 +161,21 @@ def test_a_mapping_rises_and_stays_on_the_scale(raw, scores, asked):
     assert steps[0] <= min(found)
     assert max(found) <= steps[-1]
     assert [mapping(value) for value in raw] == pytest.approx(steps)
+
+
+@given(
+    points=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 100)), min_size=2, max_size=9),
+    places=st.lists(st.floats(-1, 2), min_size=1),
+)
+def test_mappings_are_numpys_straight_lines(points, places):
+    """Scores and half-widths are those of ``numpy.interp``, at the points and beyond the ends, too;
+    what is not a number stays so.
+    """
+    raw, score = (np.cumsum(np.array(v) / 10 + 1e-5).tolist() for v in zip(*points, strict=True))
+    score = [s / max(1.0, score[-1] / 100) for s in score]
+    mapping = ScoreMapping(raw, score) if min(np.diff(score)) >= 1e-6 else ScoreMapping(raw, raw)
+    for place in [*places, *raw]:
+        wanted = np.interp(place, mapping.raw, mapping.score)
+        assert mapping(place) == pytest.approx(wanted, rel=1e-14, abs=1e-13)  # a rounding apart
+        assert HalfWidthMapping(mapping.raw, mapping.score)(place) == mapping(place)
+    assert np.isnan(mapping(float("nan")))

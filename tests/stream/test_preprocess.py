@@ -156,6 +156,26 @@ def test_whole_view_is_halved_then_bilinear(size):
     assert abs((out - wanted).mean()) < 0.6
 
 
+@pytest.mark.parametrize("chroma", [(1, 1), (2, 2), (1, 2)])
+@pytest.mark.parametrize("size", [(1080, 1920), (895, 897), (250, 161)])
+def test_planes_packed_on_the_way_are_reduced_as_alone(size, chroma):
+    """Colour is, to the byte, what each plane reduced alone comes to, also where luma and chroma
+    are halved a different number of times and cannot be packed before the last step.
+    """
+    (height, width), (down, across) = size, chroma
+    rng = np.random.default_rng(3)
+    small = -(-height // down), -(-width // across)
+    y, cb, cr = (rng.integers(0, 256, s, dtype=np.uint8) for s in (size, small, small))
+    neutral = np.full(size, 128, np.uint8)
+    alone = [  # of grey, R = G = B = luma
+        cut_view(Planes((plane,), full_range=True), WHOLE)[..., 0] for plane in (y, cb, cr)
+    ]
+    wanted = cut_view(Planes(tuple(alone), full_range=True), ViewSpec("same", "whole", 60, 80))
+    np.testing.assert_array_equal(cut_view(Planes((y, cb, cr), full_range=True), WHOLE), wanted)
+    grey = cut_view(Planes((y, neutral, neutral), full_range=True), WHOLE)
+    np.testing.assert_array_equal(grey, np.repeat(alone[0][..., None], 3, axis=2))
+
+
 def test_crop_equals_cutting_first():
     """Cropping is the same as giving the cropped samples."""
     planes = random_planes(200, 320)
