@@ -42,6 +42,7 @@ OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 _TEXT_FORMATS = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg draws text files as video
+_OF_RATES = ("cpb",)  # side data that says nothing of pictures
 _log_level_lock = threading.Lock()
 _logger = logging.getLogger("dgiqa_stream.sources")
 
@@ -157,7 +158,9 @@ def is_ipt(container: InputContainer, track: VideoStream, *, shown: str) -> bool
 def has_side_data(container: InputContainer, track: VideoStream) -> bool:
     """Whether the container tells of a track what its packets do not, such as how it is turned."""
     described = dict(_described_streams(container)).get(track.index, "")
-    return "Side data:" in described
+    _, _, told = described.partition("Side data:\n")
+    kinds = re.findall(r"^ {6}(\w[^:\n]*)", told, flags=re.MULTILINE)
+    return any(kind.strip() not in _OF_RATES for kind in kinds)
 
 
 def _is_picture_of_audio(track: VideoStream) -> bool:

@@ -13,6 +13,7 @@ from dgiqa_stream.errors import SourceUnsupported
 if TYPE_CHECKING:
     import av
     from av.codec.hwaccel import HWAccel
+    from av.video.codeccontext import VideoCodecContext
 
     from dgiqa_stream.config import SourceSettings
     from dgiqa_stream.types import ColorMatrix, Planes
@@ -44,8 +45,11 @@ class HardwareDecoder(Protocol):
     def hwaccel(self) -> HWAccel | None:
         """For one container; frames it cannot decode come from software."""
 
-    def named(self, codec: str) -> tuple[str, HWAccel] | None:
-        """The decoder that has to be asked for by name in place of the one that FFmpeg chose."""
+    def named(self, codec: str) -> VideoCodecContext | None:
+        """A decoder that has to be asked for by name, for the one that FFmpeg chose; not yet open.
+
+        Raises what PyAV raises where the device cannot be used.
+        """
 
     def has(self, frame: av.VideoFrame) -> bool:
         """Whether a decoded frame lies on the device."""

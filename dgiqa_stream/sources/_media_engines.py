@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import av
     from av.codec.hwaccel import HWAccel
+    from av.video.codeccontext import VideoCodecContext
 
     from dgiqa_stream.types import Planes
 
@@ -43,7 +44,7 @@ class MediaEngine:
         """None: the decoders that FFmpeg chooses know nothing of it."""
         return None
 
-    def named(self, codec: str) -> tuple[str, HWAccel] | None:
+    def named(self, codec: str) -> VideoCodecContext | None:
         """``h264_qsv`` for ``h264`` and the like, where this FFmpeg has it."""
         import av
         from av.codec.hwaccel import HWAccel
@@ -51,7 +52,11 @@ class MediaEngine:
         name = f"{_CODECS.get(codec, codec)}_{self.name}"
         if name not in av.codecs_available:
             return None
-        return name, HWAccel(self.name, allow_software_fallback=False)
+        found: Any = av.CodecContext.create(
+            av.Codec(name, "r"), hwaccel=HWAccel(self.name, allow_software_fallback=False)
+        )
+        context: VideoCodecContext = found
+        return context
 
     def has(self, frame: av.VideoFrame) -> bool:
         """Never: frames are in memory once they are decoded."""

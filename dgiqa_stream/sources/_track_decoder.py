@@ -119,24 +119,17 @@ class TrackDecoder:
     def _try_by_name(self) -> None:
         import av
 
-        named = self._hardware.named(self._context.name) if self._hardware else None
-        if named is None:
-            return
-        name, hwaccel = named
-        if self._has_side_data:
-            self.reason = f"what the container says of its pictures is nothing that {name} is told"
-            return
         try:
-            context = av.CodecContext.create(av.Codec(name, "r"), hwaccel=hwaccel)
+            context = self._hardware.named(self._context.name) if self._hardware else None
         except (av.error.FFmpegError, ValueError, RuntimeError) as exc:
-            self.reason = f"{name} cannot be opened ({_words(exc)})"
+            self.reason = f"its decoder there cannot be opened ({_words(exc)})"
             return
-        if not context.is_hwaccel:
-            self.reason = f"{name} has no device"
-            return
-        context.extradata = self._context.extradata
-        self._context, self.name, self._kept = context, name, []  # type: ignore[assignment]
-        self.is_on_device = True
+        if context is not None and self._has_side_data:
+            self.reason = f"{context.name} is not told what the container says of its pictures"
+        elif context is not None:
+            context.extradata = self._context.extradata
+            self._context, self.name, self._kept = context, context.name, []
+            self.is_on_device = True
 
     def _tried(self, packet: av.Packet[VideoStream] | None) -> list[av.VideoFrame]:
         """What the decoder that is tried gives; where it is given up, what the container's does."""

@@ -24,6 +24,7 @@ from plugins.torch_gpu.planes import TorchPlanes
 if TYPE_CHECKING:
     import av
     from av.codec.hwaccel import HWAccel
+    from av.video.codeccontext import VideoCodecContext
 
 _DEEP = ("p010le", "p016le")  # the value at the top of each word: a bit depth of 16
 _LAYOUTS = ("nv12", *_DEEP)  # that PyAV hands over by DLPack; it refuses every other
@@ -81,9 +82,15 @@ class CudaDecoder:
             "cuda", device=str(self.number), allow_software_fallback=True, is_hw_owned=True
         )
 
-    def named(self, codec: str) -> tuple[str, HWAccel] | None:
+    def named(self, codec: str) -> VideoCodecContext | None:
         """AV1: FFmpeg chooses libdav1d, which is software; its own ``av1`` is NVDEC's."""
-        return (NATIVE[codec], self.hwaccel()) if codec in NATIVE else None
+        import av
+
+        if codec not in NATIVE:
+            return None
+        found: Any = av.CodecContext.create(av.Codec(NATIVE[codec], "r"), hwaccel=self.hwaccel())
+        context: VideoCodecContext = found
+        return context
 
     def has(self, frame: av.VideoFrame) -> bool:
         """Whether NVDEC decoded it, into a layout that can be read where it lies."""
