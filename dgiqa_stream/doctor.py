@@ -10,8 +10,8 @@ import time
 from importlib import metadata
 from typing import Any
 
-from dgiqa_stream.config import SourceSettings
-from dgiqa_stream.errors import DgiqaError
+from dgiqa_stream.config import ModelSettings, SourceSettings, StreamConfig
+from dgiqa_stream.errors import ConfigError, DgiqaError
 
 _PACKAGES = (
     "dgiqa-stream",
@@ -23,21 +23,34 @@ _PACKAGES = (
     "pyzmq",
     "msgspec",
     "matplotlib",
+    "torch",
+    "nvidia-ml-py",
 )
 _HELPERS = {"ffmpeg": "for srt:// and DASH", "srt-live-transmit": "for srt://"}
 _BENCHMARK_SECONDS = 2.0
+_ENGINES = ("qsv", "amf")  # asking for cuda loads torch: only where it is wanted
+_FAILED = "not usable"
 
 
-def examine(model: str) -> dict[str, dict[str, Any]]:
-    """Facts by topic; a topic that fails says why instead."""
+def examine(settings: StreamConfig) -> dict[str, dict[str, Any]]:
+    """Facts by topic; a topic that fails says why instead.
+
+    Raises :class:`ConfigError` for a backend or device that is no name of one.
+    """
     return {
         "versions": _versions(),
         "machine": _machine(),
-        "decoding": _decoding(),
-        "engines": _engines(model),
+        "decoding": _decoding(settings.source),
+        "engines": _engines(settings.model),
         "publishing": _publishing(),
-        "benchmark": _benchmark(model),
+        "benchmark": _benchmark(settings.model),
     }
+
+
+def shortfalls(found: dict[str, dict[str, Any]]) -> list[str]:
+    """What was asked for and would not run, one line each, of what :func:`examine` found."""
+    told = [found["decoding"]["asked for"], found["engines"]["asked for"]]
+    return [line for line in told if _FAILED in line]
 
 
 def _versions() -> dict[str, Any]:
@@ -55,7 +68,7 @@ def _machine() -> dict[str, Any]:
     return {"system": platform.platform(), "processors": usable}
 
 
-def _decoding() -> dict[str, Any]:
+def _decoding(source: SourceSettings) -> dict[str, Any]:
     import av
     from av.codec.hwaccel import hwdevices_available
 
@@ -66,7 +79,8 @@ def _decoding() -> dict[str, Any]:
         ),
         "decoders": ", ".join(c for c in wanted if c in av.codecs_available),
         "hardware decoding built in": ", ".join(hwdevices_available()) or "none",
-        "hardware decoding used": "none: software decoding in this version",
+        **{name: _why_hardware(name) for name in _ENGINES},
+        "asked for": _hardware_asked_for(source.hardware),
         **{
             f"{name} ({use})": shutil.which(name) or "not installed"
             for name, use in _HELPERS.items()
@@ -74,7 +88,19 @@ def _decoding() -> dict[str, Any]:
     }
 
 
-def _engines(model: str) -> dict[str, Any]:
+def _hardware_asked_for(wanted: str) -> str:
+    return "software" if wanted == "none" else f"{wanted}: {_why_hardware(wanted)}"
+
+
+def _why_hardware(name: str) -> str:
+    """Whether streams can be decoded there."""
+    from dgiqa_stream.sources import why_no_hardware
+
+    reason = why_no_hardware(name)
+    return f"{_FAILED}: {reason}" if reason else "usable"
+
+
+def _engines(wanted: ModelSettings) -> dict[str, Any]:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # see backends/_onnxruntime.py
     import onnxruntime
 
@@ -83,11 +109,37 @@ def _engines(model: str) -> dict[str, Any]:
     found: dict[str, Any] = {"providers": ", ".join(onnxruntime.get_available_providers())}
     for device in ("cpu", "cuda"):
         try:
-            with load_scorer(model, device=device) as scorer:
+            with load_scorer(wanted.name, device=device) as scorer:
                 found[device] = f"usable ({scorer.status.active})"
         except DgiqaError as exc:
-            found[device] = f"not usable: {exc}"
+            found[device] = f"{_FAILED}: {exc}"
+    found["asked for"] = _engine_asked_for(wanted)
     return found
+
+
+def _engine_asked_for(wanted: ModelSettings) -> str:
+    """What the backend and device come to, and how the device is doing."""
+    from dgiqa_stream.scorer import scorer_of
+
+    asked = f"{wanted.backend} on {wanted.device}"
+    try:
+        with scorer_of(wanted) as scorer:
+            status, devices = scorer.status, scorer.devices()
+    except ConfigError:
+        raise
+    except DgiqaError as exc:
+        return f"{asked}: {_FAILED}: {exc}"
+    told = [f" ({status.reason})"] if status.reason else []
+    for one in devices:
+        facts = (
+            (one.name, "{}"),
+            (one.total_bytes and one.total_bytes / 1e6, "{:.0f} MB"),
+            (one.temperature_celsius, "{:.0f} °C"),
+            (one.max_batch, "batches of up to {}"),
+        )
+        known = ", ".join(form.format(fact) for fact, form in facts if fact is not None)
+        told.append(f"; {one.device}: {known}")
+    return f"{asked}: {status.active}{''.join(told)}"
 
 
 def _publishing() -> dict[str, Any]:
@@ -100,13 +152,13 @@ def _publishing() -> dict[str, Any]:
     }
 
 
-def _benchmark(model: str) -> dict[str, Any]:
+def _benchmark(wanted: ModelSettings) -> dict[str, Any]:
     """Score a moving 720p pattern for two seconds on one thread."""
-    from dgiqa_stream.scorer import load_scorer
+    from dgiqa_stream.scorer import scorer_of
     from dgiqa_stream.sources import open_source
 
     try:
-        scorer = load_scorer(model)
+        scorer = scorer_of(wanted)
     except DgiqaError as exc:
         return {"failed": str(exc)}
     source = open_source(

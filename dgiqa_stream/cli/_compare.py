@@ -77,8 +77,11 @@ def compare(
         float | None, typer.Option(help="Of a video, stop after so many seconds.")
     ] = None,
     model: shared.Model = "student",
+    backend: shared.Backend = "onnxruntime",
     device: shared.Device = "auto",
+    strict: shared.Strict = False,
     threads: shared.Threads = 1,
+    hardware: shared.Hardware = None,
     quiet: shared.Quiet = False,
     log_level: shared.Level = shared.LogLevel.WARNING,
 ) -> None:
@@ -98,7 +101,11 @@ def compare(
             "source.duration_seconds": ("--duration", duration),
             "overload.policy": ("", "wait"),
             "model.name": ("--model", model),
+            "source.hardware": ("--hardware", hardware),
+            "source.strict": ("--strict", strict),
+            "model.backend": ("--backend", backend),
             "model.device": ("--device", device),
+            "model.strict": ("--strict", strict),
             "model.threads": ("--threads", threads),
         },
     )

@@ -168,20 +168,44 @@ def config(
 def doctor(
     *,
     model: shared.Model = "student",
+    backend: shared.Backend = "onnxruntime",
+    device: shared.Device = "auto",
+    hardware: shared.Hardware = None,
+    strict: shared.Strict = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Say what this machine can do: versions, engines, decoding, a two-second benchmark."""
-    from dgiqa_stream.doctor import examine
+    """Say what this machine can do: versions, engines, decoding, a two-second benchmark.
 
-    found = examine(model)
+    With --strict, exit with 5 where the backend or hardware that you name would not be what runs.
+    """
+    from dgiqa_stream.cli._settings import settle
+    from dgiqa_stream.config import StreamConfig
+    from dgiqa_stream.doctor import examine, shortfalls
+
+    given = {
+        "model.name": ("--model", model),
+        "model.backend": ("--backend", backend),
+        "model.device": ("--device", device),
+        "model.strict": ("--strict", strict),
+        "source.hardware": ("--hardware", hardware),
+        "source.strict": ("--strict", strict),
+    }
+    settings, wording = settle(StreamConfig(), given)
+    with wording.errors():
+        found = examine(settings)
     if as_json:
         json.dump(found, sys.stdout, indent=1)
         sys.stdout.write("\n")
-        return
-    for topic, facts in found.items():
-        sys.stdout.write(f"{topic}\n")
-        for name, value in facts.items():
-            sys.stdout.write(f"  {name}: {value}\n")
+    else:
+        for topic, facts in found.items():
+            sys.stdout.write(f"{topic}\n")
+            for name, value in facts.items():
+                sys.stdout.write(f"  {name}: {value}\n")
+    missing = shortfalls(found) if strict else []
+    for line in missing:
+        shared.complain(line)
+    if missing:
+        shared.leave(shared.BROKEN)
 
 
 def keys(

@@ -137,3 +137,11 @@ def check_options(url: str, options: Mapping[str, str], *, key: str = "source.op
 def is_still(info: StreamInfo) -> bool:
     """Whether it is a picture (one frame at time 0) rather than a video; a GIF counts as one."""
     return info.container.endswith("_pipe") or info.container in ("image2", "gif")
+
+
+def why_no_hardware(name: str) -> str:
+    """Why streams cannot be decoded on ``cuda``, ``cuda:N``, ``qsv`` or ``amf``; empty: they can."""
+    from dgiqa_stream.config import SourceSettings
+    from dgiqa_stream.sources._hardware import hardware_of
+
+    return hardware_of(SourceSettings(hardware=name))[1]

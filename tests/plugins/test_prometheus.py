@@ -22,7 +22,7 @@ from dgiqa_stream.curve import make_keys
 from dgiqa_stream.errors import ConfigError, SinkError, SourceUnavailable
 from dgiqa_stream.manifest import DEFAULT_MODEL, load_model
 from dgiqa_stream.sinks.zeromq import ZeromqSink
-from dgiqa_stream.telemetry import Count, Stage, Telemetry
+from dgiqa_stream.telemetry import Count, DeviceStatus, Stage, Telemetry
 from dgiqa_stream.types import WindowScore
 from dgiqa_stream.wire import MessageFactory
 from plugins.prometheus.board import Board
@@ -136,7 +136,29 @@ def test_events_and_stages_are_served(board, factory_of):
     assert metric(board, "dgiqa_stage_seconds_count", **infer) == 20
     assert metric(board, "dgiqa_stage_seconds_sum", **infer) == pytest.approx(0.08)
     assert metric(board, "dgiqa_stage_p95_seconds", **infer) == pytest.approx(0.004, rel=0.045)
+    assert metric(board, "dgiqa_stage_p99_seconds", **infer) == pytest.approx(0.004, rel=0.045)
     assert metric(board, "dgiqa_stage_p95_seconds", stream="cam1", stage="decode") is None
+
+
+def test_devices_are_served_once_for_a_publisher(board, clock, factory_of):
+    """Two streams of one sender tell of one GPU: one series of each number, the newest, in base
+    units; what the driver does not tell has none, and a sender that is silent has none at all.
+    """
+    for name, load in (("cam1", 0.25), ("cam2", 0.5)):
+        device = DeviceStatus(
+            "cuda:0", load=load, used_bytes=3_000_000, max_batch=64, mean_batch=8.5, num_shrunk=2
+        )
+        board.take(factory_of(name).status("running", devices=[device]), A)
+        clock.now += 1
+    where = {"publisher": A, "device": "cuda:0"}
+    assert metric(board, "dgiqa_device_load", **where) == 0.5
+    assert metric(board, "dgiqa_device_memory_used_bytes", **where) == pytest.approx(3e6)
+    assert metric(board, "dgiqa_device_batch_frames", **where) == 8.5
+    assert metric(board, "dgiqa_device_batch_frames_limit", **where) == 64
+    assert metric(board, "dgiqa_device_batches_shrunk_total", **where) == 2
+    assert metric(board, "dgiqa_device_power_watts", **where) is None
+    clock.now += 100
+    assert metric(board, "dgiqa_device_load", **where) is None
 
 
 @pytest.mark.parametrize("end", ["silence", "stalled", "reconnecting", "ended", "failed", "final"])

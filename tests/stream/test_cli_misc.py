@@ -273,6 +273,27 @@ def test_doctor_finds_by_trying(run_cli):
     assert "  failed: no model 'absent'" in broken.out
 
 
+def test_doctor_says_what_a_choice_comes_to(run_cli):
+    """Backend and hardware that are named are tried: what runs is told, what does not with its
+    reason; only ``--strict`` makes that exit code 5, and an unknown name is a wrong word.
+    """
+    fine = json.loads(run_cli("doctor", "--json", "--device", "cpu").out)
+    assert fine["engines"]["asked for"] == "onnxruntime on cpu: onnxruntime:cpu"
+    assert fine["decoding"]["asked for"] == "software"
+    options = ("doctor", "--json", "--device", "cuda:77", "--hardware", "cuda:77")
+    lax, strict = run_cli(*options), run_cli(*options, "--strict")
+    assert (lax.code, strict.code) == (0, 5)
+    for topic in ("engines", "decoding"):
+        told = json.loads(lax.out)[topic]["asked for"]
+        assert told.partition(": ")[2].startswith("not usable: ")
+        assert "cuda:77" in told
+    assert len(strict.err.splitlines()) == 2
+    for option, value in (("--backend", "abacus"), ("--device", "tpu"), ("--hardware", "gpu")):
+        wrong = run_cli("doctor", option, value)
+        assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+        assert value in wrong.err
+
+
 def test_keys_are_made_once_and_in_their_folder(run_cli, tmp_path):
     """A key pair is written with the secret readable by its owner alone; it is never overwritten,
     and no name leads out of the folder.

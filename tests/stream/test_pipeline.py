@@ -265,6 +265,22 @@ def test_a_model_that_fails_ends_the_session_with_its_words(fake_scorer):
     check_laws(result.counts)
 
 
+def test_the_way_from_decoded_to_published_is_timed(fake_scorer):
+    """Each scored frame is one time ``end_to_end``; a sink that takes 20 ms is in it, and what the
+    status says is in order: p50, p95, p99.
+    """
+
+    class SlowSink(MemorySink):
+        def send(self, message):
+            time.sleep(0.02 if isinstance(message, FrameMessage) else 0)
+
+    result, memory = watch(grey(*[9] * 12), fake_scorer, sinks=[SlowSink()])
+    told = memory.of(StatusMessage)[-1].stages["end_to_end"]
+    assert told.n == result.counts[Count.SCORED] == 12
+    assert told.sum_s >= 12 * 0.02
+    assert 0.019 <= told.p50_s <= told.p95_s <= told.p99_s
+
+
 def test_a_source_that_fails_keeps_what_came_before(fake_scorer):
     """Frames before the fault are scored; the summary and the last status carry the error."""
     result, memory = watch(grey(10, 20, 30, SourceUnavailable("rtsp://u:pw@h/ gone")), fake_scorer)

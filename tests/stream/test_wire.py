@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dgiqa_stream.backends import BackendStatus
 from dgiqa_stream.config import SamplerSettings, SourceSettings, StreamEntry
 from dgiqa_stream.errors import ConfigError, SourceUnavailable
 from dgiqa_stream.messages import finite
-from dgiqa_stream.telemetry import Count, Telemetry
+from dgiqa_stream.telemetry import Count, DeviceStatus, Telemetry
 from dgiqa_stream.wire import (
     KINDS,
     FrameMessage,
@@ -61,6 +62,23 @@ def make_messages(peers: ModuleType) -> dict[str, Message]:
             error=error,
             lag_seconds=0.05,
             rss_bytes=250_000_000,
+            backend=BackendStatus("torch:cuda", "onnxruntime:cpu", "the device was lost"),
+            devices=[
+                DeviceStatus(
+                    "cuda:0",
+                    "NVIDIA H200",
+                    load=0.4,
+                    decoder_load=0.75,
+                    used_bytes=2_500_000_000,
+                    total_bytes=150_000_000_000,
+                    temperature_celsius=51.0,
+                    power_watts=310.5,
+                    max_batch=64,
+                    mean_batch=21.5,
+                    num_shrunk=0,
+                    num_retried=1,
+                )
+            ],
         ),
         "meta": peers.make_meta(factory, "rtsp://u:secret@cam.example/live"),
         "final": factory.final(
