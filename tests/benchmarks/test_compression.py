@@ -130,7 +130,7 @@ def test_a_teacher_on_kept_maps_scores_as_it_is(script, small_teacher):
 
 
 def test_factoring_tells_what_it_loses(script, small_teacher):
-    """A factored teacher stays nearer to the whole one at a higher rank, with fewer weights than it;
+    """A factored teacher stays nearer to the whole one at a higher rank, with fewer weights;
     each names the rank of the published width, and an interval that holds its loss.
     """
     from quant.low_rank.config import LowRankConfig

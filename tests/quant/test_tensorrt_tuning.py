@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 
+from small_models import small_graph, write_packs, write_small  # noqa: E402
 from tiny_onnx import joined, pictures, tiny_graph  # noqa: E402
 
 from dgiqa_stream.errors import ModelError  # noqa: E402
+from dgiqa_stream.manifest import load_model  # noqa: E402
+from quant.cli import main  # noqa: E402
 from quant.correction import outputs_of  # noqa: E402
 from quant.ptq import Int8StaticConfig, measured_spans  # noqa: E402
 from quant.tensorrt.quantize import (  # noqa: E402
@@ -22,6 +27,7 @@ from quant.tensorrt.rules import check_tensorrt  # noqa: E402
 from quant.tensorrt.tuning import (  # noqa: E402
     RoundingModule,
     TuneConfig,
+    _Steps,
     features_and_logit,
     tune_for_tensorrt,
 )
@@ -69,6 +75,21 @@ def test_it_rounds_where_the_int8_graph_does(tiny, batches, spans):
     rounding = np.abs(wanted - exact).mean()
     assert rounding > 0
     assert np.abs(found - wanted).mean() < 0.05 * rounding
+
+
+def test_gradients_of_rounding_are_the_published_ones():
+    """Value and scale get the gradients of LSQ (arXiv 1902.08153, equations 3 and 5): 1 inside and
+    0 beyond, and the rounding's error in steps inside, 127 with its sign beyond.
+    """
+    x = torch.tensor([-300.0, -0.6, 0.0, 1.4, 254.0, 300.0], requires_grad=True)
+    scale = torch.tensor(2.0, requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    y = _Steps.apply(x, scale)
+    assert y.tolist() == [-254.0, 0.0, 0.0, 2.0, 254.0, 254.0]
+    (y * weights).sum().backward()
+    assert x.grad.tolist() == [0.0, 2.0, 4.0, 8.0, 16.0, 0.0]
+    errors = [-127.0, 0.3, 0.0, 0.3, 0.0, 127.0]
+    assert scale.grad.item() == pytest.approx(float(torch.tensor(errors) @ weights), rel=1e-5)
 
 
 def test_every_weight_and_scale_learns(tiny, batches, spans):
@@ -140,3 +161,55 @@ def test_a_tensor_without_a_span_is_refused(tiny, spans):
     some = dict(list(spans.items())[:1])
     with pytest.raises(ValueError, match="no span of"):
         RoundingModule(features_and_logit(tiny), some)
+
+
+CONFIG = """
+[calibration]
+num_rated = 6
+num_degraded = 4
+num_letterboxed = 1
+
+[tune]
+num_steps = 2
+batch = 2
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """``run(*words)``: ``dgiqa-quant int8`` of the small model; exit code and errors."""
+    source = write_small(small_graph(), tmp_path / "small.onnx")
+    packs = write_packs(tmp_path / "packs", lambda _: 0.5)
+    config = tmp_path / "tune.toml"
+    config.write_text(CONFIG)
+
+    def call(*words):
+        given = ["int8", source, "--config", config, "--packs", packs, *words]
+        monkeypatch.setattr(sys, "argv", ["dgiqa-quant", *map(str, given)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    return call
+
+
+def test_the_command_tells_what_it_tuned(run, tmp_path):
+    """``int8 --target tensorrt`` with [tune] writes a file that passes the checker and whose
+    manifest has the settings.
+    """
+    made = tmp_path / "trt.onnx"
+    code, said = run("--target", "tensorrt", "-o", made)
+    assert code in (None, 0), said
+    step = load_model(made).manifest.history[-1]
+    assert step["target"] == "tensorrt"
+    assert (step["settings"]["tune"]["num_steps"], step["settings"]["tune"]["batch"]) == (2, 2)
+    assert check_tensorrt(onnx.load(made)) == []
+    assert "step 0/2" in said
+
+
+def test_tuning_for_a_cpu_is_refused(run, tmp_path):
+    """[tune] without --target tensorrt is a wrong setting, told in one line; nothing is made."""
+    code, said = run("-o", tmp_path / "cpu.onnx")
+    assert code == 2
+    assert "[tune], which is for --target tensorrt alone" in said
+    assert not (tmp_path / "cpu.onnx").exists()
