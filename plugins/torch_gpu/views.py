@@ -3,11 +3,12 @@
 The arithmetic is that of :mod:`dgiqa_stream.preprocess`, rounding included, because a difference of
 one in a chroma sample is one of two in blue: 8-bit pictures are reduced in OpenCV's own fixed point
 (11 bits of weight), deeper ones in float32 with a rounding after each step. Passive, thread-safe,
-the same on every device.
+the same on every device; on CUDA devices :mod:`plugins.torch_gpu.kernels` does the same faster.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -25,7 +26,9 @@ from plugins.torch_gpu.planes import TorchPlanes
 if TYPE_CHECKING:
     from dgiqa_stream.types import Crop, HdrTags
 
+_logger = logging.getLogger("dgiqa_stream.backends")
 _Region = tuple[int, int, int, int]
+_told: set[object] = set()  # layouts whose refusal by the kernels was told
 _WEIGHT_ONE = 1 << 11  # of bilinear weights, in OpenCV's fixed point
 _COLOUR_BITS = 10  # of the colour matrix, likewise
 
@@ -35,12 +38,14 @@ def cut_views(
     views: Sequence[ViewSpec],
     *,
     crops: Sequence[Crop | None] | None = None,
+    by_kernels: bool | None = None,
 ) -> dict[str, Tensor]:
     """Every view of every picture: name to uint8 (N, height, width, 3), RGB, upright.
 
     Pictures of one layout and crop are cut together; all lie on one device, where the views will.
-    ``crops`` has one for each picture, in upright pixels. Raises ``ValueError`` when a crop leaves
-    less than 8 pixels of a side.
+    ``crops`` has one for each picture, in upright pixels. ``by_kernels`` is chosen for the device
+    unless it is given; the bytes are the same. Raises ``ValueError`` when a crop leaves less than 8
+    pixels of a side.
     """
     crops = crops or [None] * len(pictures)
     groups: dict[object, list[int]] = {}
@@ -48,19 +53,93 @@ def cut_views(
         region = stored_region(cast(Planes, picture), crop)
         groups.setdefault((picture.layout, region), []).append(number)
     device = pictures[0].device
+    if by_kernels is None:
+        by_kernels = not why_no_kernels(device)
     cut = {v.name: torch.empty((len(pictures), *v.shape), dtype=torch.uint8, device=device)
            for v in views}  # fmt: skip
     for numbers in groups.values():
         alike = [pictures[n] for n in numbers]
         region = stored_region(cast(Planes, alike[0]), crops[numbers[0]])
-        planes = _planes_of(alike)
-        for view in views:
-            found = _cut(planes, alike, region, view)
+        for name, found in _views_of(alike, region, views, by_kernels).items():
             if len(groups) == 1:
-                cut[view.name] = found
+                cut[name] = found
             else:
-                cut[view.name][torch.tensor(numbers, device=device)] = found
+                cut[name][torch.tensor(numbers, device=device)] = found
     return cut
+
+
+def _views_of(
+    alike: Sequence[TorchPlanes], region: _Region, views: Sequence[ViewSpec], by_kernels: bool
+) -> dict[str, Tensor]:
+    """Every view of pictures of one layout, by kernels where they are wanted and know it."""
+    if by_kernels and (found := _by_kernels(alike, region, views)):
+        return found
+    planes = _planes_of(alike)
+    return {v.name: _turned(_cut(planes, alike, region, v), alike) for v in views}
+
+
+def _by_kernels(
+    alike: Sequence[TorchPlanes], region: _Region, views: Sequence[ViewSpec]
+) -> dict[str, Tensor]:
+    """The same by kernels; empty where they do not know the layout or do not compile for it."""
+    from plugins.torch_gpu import kernels
+
+    if kernels.why_not(alike):
+        return {}
+    try:
+        return {
+            v.name: _turned(kernels.cut(alike, region, v, *_stored(v, alike[0].rotation)), alike)
+            for v in views
+        }
+    except kernels.Refused as exc:
+        if alike[0].layout not in _told:
+            _told.add(alike[0].layout)
+            _logger.warning(
+                "views of %s pixels are cut by torch's operations: %s",
+                "x".join(str(n) for n in reversed(alike[0].size)), " ".join(str(exc).split())[:200],
+            )  # fmt: skip
+        return {}
+
+
+def _stored(view: ViewSpec, rotation: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width, rows and columns of a view before it is turned upright."""
+    if rotation in (90, 270):
+        return (view.width, view.height), (view.columns, view.rows)
+    return (view.height, view.width), (view.rows, view.columns)
+
+
+def _turned(rgb: Tensor, alike: Sequence[TorchPlanes]) -> Tensor:
+    rotation = alike[0].rotation
+    return torch.rot90(rgb, -rotation // 90, (1, 2)).contiguous() if rotation else rgb
+
+
+@lru_cache(maxsize=16)
+def why_no_kernels(device: torch.device) -> str:
+    """Empty where the device's kernels compile and give what torch's operations give; else why not.
+
+    Asked once for each device: a compiler may be missing, or a GPU too old. Only CUDA has them.
+    """
+    if device.type != "cuda":
+        return "kernels are for CUDA devices"
+    try:
+        planes = [torch.randint(0, 256, s, dtype=torch.uint8, device=device)
+                  for s in ((61, 75), (31, 38, 2))]  # fmt: skip
+        pictures = [TorchPlanes(tuple(planes))]
+        views = [
+            ViewSpec("whole", "whole", 24, 20),
+            ViewSpec("fragments", "fragments", 16, 24, rows=2, columns=3),
+        ]
+        found, wanted = (cut_views(pictures, views, by_kernels=is_so) for is_so in (True, False))
+        off = max(int((found[v.name].int() - wanted[v.name].int()).abs().max()) for v in views)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - torch's operations need neither Triton nor a compiler
+        reason = f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}"
+    else:
+        reason = f"they are up to {off} off" if off > 1 else ""
+    if reason:
+        _logger.warning("views on %s are cut by torch's operations: %s", device, reason)
+    return reason
 
 
 def _planes_of(alike: Sequence[TorchPlanes]) -> list[Tensor]:
@@ -80,17 +159,13 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 def _cut(
     planes: Sequence[Tensor], alike: Sequence[TorchPlanes], region: _Region, view: ViewSpec
 ) -> Tensor:
-    """One view of pictures of one layout: uint8 (N, height, width, 3)."""
-    rotation = alike[0].rotation
-    turned = rotation in (90, 270)
-    height, width = (view.width, view.height) if turned else (view.height, view.width)
+    """One view of pictures of one layout, as stored: uint8 (N, height, width, 3)."""
+    size, grid = _stored(view, alike[0].rotation)
     if view.kind == "whole":
-        cut = [_whole(p, planes[0], region, height, width) for p in planes]
+        cut = [_whole(p, planes[0], region, *size) for p in planes]
     else:
-        rows, columns = (view.columns, view.rows) if turned else (view.rows, view.columns)
-        cut = [_fragments(p, planes[0], region, (height, width), (rows, columns)) for p in planes]
-    rgb = _to_rgb(cut, alike)
-    return torch.rot90(rgb, -rotation // 90, (1, 2)).contiguous() if rotation else rgb
+        cut = [_fragments(p, planes[0], region, size, grid) for p in planes]
+    return _to_rgb(cut, alike)
 
 
 # Geometry ---------------------------------------------------------------------------------------
@@ -129,25 +204,26 @@ def _halve(x: Tensor, height: int, width: int, *, is_deep: bool) -> Tensor:
 
 def _bilinear(x: Tensor, height: int, width: int) -> Tensor:
     """8-bit whole numbers (N, H, W) to int32 (N, height, width), as OpenCV rounds them."""
-    left, right, of_right = _places(x.shape[2], width, x.device, is_row=True, is_deep=False)
-    upper, lower, of_lower = _places(x.shape[1], height, x.device, is_row=False, is_deep=False)
+    left, right, of_right = places(x.shape[2], width, x.device, is_row=True, is_deep=False)
+    upper, lower, of_lower = places(x.shape[1], height, x.device, is_row=False, is_deep=False)
     x = x.to(torch.int32)
-    a = _fixed(1 - of_right), _fixed(of_right)  # (width,)
-    b = _fixed(1 - of_lower)[:, None], _fixed(of_lower)[:, None]  # (height, 1)
+    a = fixed(1 - of_right), fixed(of_right)  # (width,)
+    b = fixed(1 - of_lower)[:, None], fixed(of_lower)[:, None]  # (height, 1)
     x = x.index_select(2, left) * a[0] + x.index_select(2, right) * a[1]  # (N, H, width)
     x = x >> 4
     x = ((x.index_select(1, upper) * b[0]) >> 16) + ((x.index_select(1, lower) * b[1]) >> 16)
     return (x + 2) >> 2
 
 
-def _fixed(weights: Tensor) -> Tensor:
+def fixed(weights: Tensor) -> Tensor:
+    """Weights of 0..1 as OpenCV's integers, int32."""
     return torch.round(weights * _WEIGHT_ONE).to(torch.int32)
 
 
 def _bilinear_deep(x: Tensor, height: int, width: int) -> Tensor:
     """Whole numbers of up to 16 bits, float32 (N, H, W) to (N, height, width)."""
-    left, right, of_right = _places(x.shape[2], width, x.device, is_row=True, is_deep=True)
-    upper, lower, of_lower = _places(x.shape[1], height, x.device, is_row=False, is_deep=True)
+    left, right, of_right = places(x.shape[2], width, x.device, is_row=True, is_deep=True)
+    upper, lower, of_lower = places(x.shape[1], height, x.device, is_row=False, is_deep=True)
     x = _between(x.index_select(2, left), x.index_select(2, right), of_right)
     x = _between(x.index_select(1, upper), x.index_select(1, lower), of_lower[:, None])
     return torch.round(x)
@@ -159,7 +235,7 @@ def _between(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _places(
+def places(
     num_in: int, num_out: int, device: torch.device, *, is_row: bool, is_deep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each target sample: the two it lies between and the weight of the second.
@@ -187,15 +263,15 @@ def _fragments(
     """Native squares side by side (N, height, width), int32; chroma repeated to luma's size."""
     down, across = _subsampling(plane, luma)
     where = plane.device
-    rows = _sources(region[0], region[2], grid[0], size[0], plane.shape[1], down, where)
-    columns = _sources(region[1], region[3], grid[1], size[1], plane.shape[2], across, where)
+    rows = sources(region[0], region[2], grid[0], size[0], plane.shape[1], down, where)
+    columns = sources(region[1], region[3], grid[1], size[1], plane.shape[2], across, where)
     if plane.dtype == torch.uint16:  # few operations know uint16
         return _integers(plane.view(torch.int16)[:, rows[:, None], columns])
     return plane[:, rows[:, None], columns].to(torch.int32)
 
 
 @lru_cache(maxsize=256)
-def _sources(
+def sources(
     begin: int,
     end: int,
     num_cells: int,
@@ -227,7 +303,7 @@ def _to_rgb(cut: list[Tensor], alike: Sequence[TorchPlanes]) -> Tensor:
             cut = [cut[0], *[torch.full_like(cut[0], 128)] * 2]
         tags = [(p.matrix, p.full_range) for p in alike]
         kinds = tuple(tags if len(set(tags)) > 1 else tags[:1])  # one is broadcast
-        m = _matrices(kinds, cut[0].device, is_exact)
+        m = matrices(kinds, cut[0].device, is_exact)
         y, cb, cr = cut
         cut = [m[:, i, 0] * y + m[:, i, 1] * cb + m[:, i, 2] * cr + m[:, i, 3] for i in range(3)]
         cut = [c >> _COLOUR_BITS for c in cut] if is_exact else cut
@@ -238,17 +314,17 @@ def _to_rgb(cut: list[Tensor], alike: Sequence[TorchPlanes]) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _matrices(
+def matrices(
     kinds: tuple[tuple[ColorMatrix, bool], ...], device: torch.device, is_exact: bool
 ) -> Tensor:
     """To R'G'B', for each kind: (len, 3, 4, 1, 1), float32, or int32 in OpenCV's fixed point."""
     blank = np.zeros((1, 1), np.uint8)
     planes = [Planes((blank,), matrix=matrix, full_range=full) for matrix, full in kinds]
-    matrices = np.stack([rgb_matrix(p) for p in planes])
+    found = np.stack([rgb_matrix(p) for p in planes])
     if is_exact:
-        matrices[:, :, 3] += 0.5  # what is cut off below rounds
-        matrices = np.rint(matrices * (1 << _COLOUR_BITS))
-    chosen = matrices.astype(np.int32 if is_exact else np.float32)
+        found[:, :, 3] += 0.5  # what is cut off below rounds
+        found = np.rint(found * (1 << _COLOUR_BITS))
+    chosen = found.astype(np.int32 if is_exact else np.float32)
     return torch.from_numpy(chosen).to(device)[..., None, None]
 
 

@@ -1,0 +1,295 @@
+"""Views of 8-bit pictures by a few Triton kernels, from the decoder's own surfaces.
+
+One kernel halves planes until they are less than twice the view's size, and reads each sample once;
+one interpolates luma and chroma, or picks fragments out of the surfaces, applies the colour matrix
+and writes the view. The arithmetic is that of :mod:`plugins.torch_gpu.views`, in integers
+throughout, so that both give the same bytes. Deeper pictures and HDR are left to torch itself.
+
+Imported where Triton is; with ``TRITON_INTERPRET=1`` the same code runs on a CPU, for tests.
+"""
+
+# ruff: noqa: N803 - compile-time arguments are capitals, as is the habit
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.errors import TritonError
+
+from plugins.torch_gpu import views as plain
+
+if TYPE_CHECKING:
+    from dgiqa_stream.preprocess import ViewSpec
+    from plugins.torch_gpu.planes import TorchPlanes
+
+Refused = TritonError
+"""What is raised where a kernel cannot be compiled for a size or a GPU."""
+
+_GREY, _YCBCR, _RGB = 0, 1, 2
+_NUM = 128  # samples or pixels that a block makes, at most
+_LOADED = 4096  # samples that it reads at once, about
+
+
+@triton.jit
+def halve_kernel(surfaces, out, height, width, top, left, FIRST: tl.constexpr,
+                 STEP: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
+                 NUM: tl.constexpr):  # fmt: skip
+    """NUM samples of a plane halved DOWN times down and ACROSS times across, rounding up each time.
+
+    Blocks go over samples, pictures and planes, of which FIRST is the first.
+    """
+    picture, plane = tl.program_id(1), tl.program_id(2)
+    number = tl.program_id(0) * NUM + tl.arange(0, NUM)
+    last = height * width - 1
+    inside = tl.minimum(number, last)
+    surfaces += picture * 6 + (plane + FIRST) * 2
+    row_stride = tl.load(surfaces + 1)
+    origin = tl.load(surfaces).to(tl.pointer_type(tl.uint8)) + top * row_stride + left * STEP
+    y = ((inside // width)[:, None, None] << DOWN) + tl.arange(0, 1 << DOWN)[None, :, None]
+    x = ((inside % width)[:, None, None] << ACROSS) + tl.arange(0, 1 << ACROSS)[None, None, :]
+    v = tl.load(origin + y * row_stride + x * STEP).to(tl.int32)  # (NUM, 2**DOWN, 2**ACROSS)
+    for k in tl.static_range(max(DOWN, ACROSS)):
+        if k < DOWN and k < ACROSS:
+            v = tl.reshape(v, (NUM, 1 << (DOWN - k - 1), 2, 1 << (ACROSS - k - 1), 2))
+            v = (tl.sum(tl.sum(v, axis=4), axis=2) + 2) >> 2
+        elif k < DOWN:
+            v = (tl.sum(tl.reshape(v, (NUM, 1 << (DOWN - k - 1), 2, 1)), axis=2) + 1) >> 1
+        else:
+            v = (tl.sum(tl.reshape(v, (NUM, 1, 1 << (ACROSS - k - 1), 2)), axis=3) + 1) >> 1
+    target = out + (plane.to(tl.int64) * tl.num_programs(1) + picture) * height * width + inside
+    tl.store(target, tl.reshape(v, (NUM,)).to(tl.uint8), mask=number <= last)
+
+
+@triton.jit
+def _value(surfaces, tables, height, width, y, x, top, left, PLANE: tl.constexpr,
+           STEP: tl.constexpr, IS_WHOLE: tl.constexpr):  # fmt: skip
+    """What one plane is at pixels of a view: int32."""
+    row_stride = tl.load(surfaces + 2 * PLANE + 1)
+    origin = tl.load(surfaces + 2 * PLANE).to(tl.pointer_type(tl.uint8))
+    origin += top * row_stride + left * STEP
+    rows, columns = tables + y, tables + 4 * height + x
+    upper = origin + tl.load(rows) * row_stride
+    left_of = tl.load(columns) * STEP
+    value = tl.load(upper + left_of).to(tl.int32)
+    if IS_WHOLE:
+        lower = origin + tl.load(rows + height) * row_stride
+        right_of = tl.load(columns + width) * STEP
+        of_left, of_right = tl.load(columns + 2 * width), tl.load(columns + 3 * width)
+        a = value * of_left + tl.load(upper + right_of).to(tl.int32) * of_right
+        b = tl.load(lower + left_of).to(tl.int32) * of_left
+        b += tl.load(lower + right_of).to(tl.int32) * of_right
+        a = ((a >> 4) * tl.load(rows + 2 * height)) >> 16
+        b = ((b >> 4) * tl.load(rows + 3 * height)) >> 16
+        value = (a + b + 2) >> 2
+    return value
+
+
+@triton.jit
+def view_kernel(surfaces, tables, matrices, out, height, width, matrix_stride,
+                luma_top, luma_left, chroma_top, chroma_left,
+                LUMA_STEP: tl.constexpr, CHROMA_STEP: tl.constexpr, IS_WHOLE: tl.constexpr,
+                KIND: tl.constexpr, NUM: tl.constexpr):  # fmt: skip
+    """NUM pixels of one view of one picture; blocks go over pixels and pictures."""
+    picture = tl.program_id(1)
+    number = tl.program_id(0) * NUM + tl.arange(0, NUM)
+    last = height * width - 1
+    inside = tl.minimum(number, last)
+    y, x = inside // width, inside % width
+    surfaces += picture * 6
+    first = _value(surfaces, tables, height, width, y, x, luma_top, luma_left,
+                   0, LUMA_STEP, IS_WHOLE)  # fmt: skip
+    if KIND == 0:
+        second = tl.full((NUM,), 128, tl.int32)
+        third = second
+    else:
+        tables += 4 * (height + width)
+        second = _value(surfaces, tables, height, width, y, x, chroma_top, chroma_left,
+                        1, CHROMA_STEP, IS_WHOLE)  # fmt: skip
+        third = _value(surfaces, tables, height, width, y, x, chroma_top, chroma_left,
+                       2, CHROMA_STEP, IS_WHOLE)  # fmt: skip
+    m = matrices + picture * matrix_stride
+    target = out + (picture.to(tl.int64) * height * width + inside) * 3
+    for c in tl.static_range(3):
+        if KIND == 2:
+            value = first if c == 0 else (second if c == 1 else third)
+        else:
+            value = tl.load(m + 4 * c) * first + tl.load(m + 4 * c + 1) * second
+            value = (value + tl.load(m + 4 * c + 2) * third + tl.load(m + 4 * c + 3)) >> 10
+        value = tl.minimum(tl.maximum(value, 0), 255)
+        tl.store(target + c, value.to(tl.uint8), mask=number <= last)
+
+
+# Calling it -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Geometry:
+    """How the samples of one plane come to a view."""
+
+    top: int = 0
+    left: int = 0
+    down: int = 0
+    """How often lines are halved."""
+    across: int = 0
+    height: int = 0
+    """Once halved."""
+    width: int = 0
+    tensor: Tensor | None = None
+    """What holds the halved samples, until they are read."""
+
+
+def why_not(alike: Sequence[TorchPlanes]) -> str:
+    """Empty where the kernel knows these pictures, all of one layout."""
+    first = alike[0]
+    if first.bit_depth != 8 or first.hdr:
+        return "deep or HDR pictures"
+    if len({tuple(t.stride()[1:] for t in picture.tensors) for picture in alike}) > 1:
+        return "samples that lie differently apart"
+    return ""
+
+
+def cut(
+    alike: Sequence[TorchPlanes],
+    region: tuple[int, int, int, int],
+    view: ViewSpec,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+) -> Tensor:
+    """One view of pictures of one layout, as stored: uint8 (N, height, width, 3).
+
+    ``size`` and ``grid`` are the view's height and width, rows and columns, before any turn. The
+    pictures must live until the device has read them.
+    """
+    first, device = alike[0], alike[0].device
+    planes = _planes_of(first)
+    is_whole = view.kind == "whole"
+    shapes = tuple((p.shape[0], p.shape[1]) for p in (planes[0], planes[-1]))
+    prepare = _whole_tables if is_whole else _fragment_tables
+    tables, luma, chroma = prepare(shapes, region, size, grid, device)
+    steps = planes[0].stride(1), planes[-1].stride(1)
+    surfaces = _surfaces(alike)
+    if is_whole:
+        surfaces, luma, chroma, steps = _halved(surfaces, len(planes), luma, chroma, steps, device)
+    kinds = [(p.matrix, p.full_range) for p in alike]
+    chosen = tuple(kinds if len(set(kinds)) > 1 else kinds[:1])
+    out = torch.empty((len(alike), *size, 3), dtype=torch.uint8, device=device)
+    view_kernel[-(-size[0] * size[1] // _NUM), len(alike)](
+        surfaces.to(device), tables, plain.matrices(chosen, device, is_exact=True), out,
+        size[0], size[1], 12 if len(chosen) > 1 else 0,
+        luma.top, luma.left, chroma.top, chroma.left, LUMA_STEP=steps[0], CHROMA_STEP=steps[1],
+        IS_WHOLE=is_whole, KIND=_RGB if first.is_rgb else _YCBCR if len(planes) > 1 else _GREY,
+        NUM=_NUM,
+    )  # fmt: skip
+    return out
+
+
+def _planes_of(picture: TorchPlanes) -> tuple[Tensor, ...]:
+    """One or three planes (H, W), where they lie."""
+    return tuple(
+        plane
+        for tensor in picture.tensors
+        for plane in (tensor.unbind(-1) if tensor.ndim == 3 else (tensor,))
+    )
+
+
+def _surfaces(alike: Sequence[TorchPlanes]) -> Tensor:
+    """Address and length of a row of each plane: int64 (N, 3, 2), on the CPU."""
+    rows = []
+    for picture in alike:
+        planes = _planes_of(picture)
+        planes = planes if len(planes) == 3 else (planes[0],) * 3
+        rows.append([(plane.data_ptr(), plane.stride(0)) for plane in planes])
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def _halved(
+    surfaces: Tensor,
+    num_planes: int,
+    luma: _Geometry,
+    chroma: _Geometry,
+    steps: tuple[int, int],
+    device: torch.device,
+) -> tuple[Tensor, _Geometry, _Geometry, tuple[int, int]]:
+    """Surfaces, places and steps of the halved planes; of those that need it not, as they are."""
+    source, target = surfaces.to(device), surfaces.clone()
+    kept: list[tuple[_Geometry, int]] = []
+    for first, last, plane, step in ((0, 1, luma, steps[0]), (1, num_planes, chroma, steps[1])):
+        if last <= first or not (plane.down or plane.across):
+            kept.append((plane, step))
+            continue
+        count, num = last - first, _LOADED >> (plane.down + plane.across)
+        num = min(_NUM, max(4, num))
+        out = torch.empty((count, len(surfaces), plane.height, plane.width),
+                          dtype=torch.uint8, device=device)  # fmt: skip
+        halve_kernel[-(-plane.height * plane.width // num), len(surfaces), count](
+            source, out, plane.height, plane.width, plane.top, plane.left,
+            FIRST=first, STEP=step, DOWN=plane.down, ACROSS=plane.across, NUM=num,
+        )  # fmt: skip
+        numbers = torch.arange(count * len(surfaces)).reshape(count, -1).t()  # (N, count)
+        target[:, first:last, 0] = out.data_ptr() + numbers * (plane.height * plane.width)
+        target[:, first:last, 1] = plane.width
+        kept.append((_Geometry(tensor=out), 1))
+    (luma, luma_step), (chroma, chroma_step) = kept
+    return target, luma, chroma, (luma_step, chroma_step)
+
+
+@lru_cache(maxsize=128)
+def _whole_tables(
+    shapes: tuple[tuple[int, int], ...],
+    region: tuple[int, int, int, int],
+    size: tuple[int, int],
+    _grid: tuple[int, int],
+    device: torch.device,
+) -> tuple[Tensor, _Geometry, _Geometry]:
+    """Between which halved samples each pixel lies, in luma and in chroma: int32, flat."""
+    found, geometries = [], []
+    for shape in shapes:
+        down, across = -(-shapes[0][0] // shape[0]), -(-shapes[0][1] // shape[1])
+        top, left = region[0] // down, region[1] // across
+        tall = min(-(-region[2] // down), shape[0]) - top
+        wide = min(-(-region[3] // across), shape[1]) - left
+        halved = _halvings(tall, size[0]), _halvings(wide, size[1])
+        geometries.append(_Geometry(top, left, *halved, tall >> halved[0], wide >> halved[1]))
+        found += [
+            _axis(tall >> halved[0], size[0], device, is_row=False),
+            _axis(wide >> halved[1], size[1], device, is_row=True),
+        ]
+    return torch.cat(found), geometries[0], geometries[1]
+
+
+def _halvings(length: int, target: int) -> int:
+    """How often a length is halved until it is less than twice the target."""
+    return 0 if length < 2 * target else 1 + _halvings(length // 2, target)
+
+
+def _axis(num_in: int, num_out: int, device: torch.device, *, is_row: bool) -> Tensor:
+    """First and second neighbour and their weights, each (num_out,): int32, flat."""
+    first, second, weight = plain.places(num_in, num_out, device, is_row=is_row, is_deep=False)
+    weights = plain.fixed(1 - weight), plain.fixed(weight)
+    return torch.cat([n.to(torch.int32) for n in (first, second, *weights)])
+
+
+@lru_cache(maxsize=128)
+def _fragment_tables(
+    shapes: tuple[tuple[int, int], ...],
+    region: tuple[int, int, int, int],
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    device: torch.device,
+) -> tuple[Tensor, _Geometry, _Geometry]:
+    """Which sample each pixel is, in the places that :func:`_whole_tables` has."""
+    found: list[Any] = []
+    for shape in shapes:
+        for axis in (0, 1):
+            step = -(-shapes[0][axis] // shape[axis])
+            ends = region[axis], region[axis + 2]
+            sources = plain.sources(*ends, grid[axis], size[axis], shape[axis], step, device)
+            found.append(sources.to(torch.int32).repeat(4))
+    return torch.cat(found), _Geometry(), _Geometry()
