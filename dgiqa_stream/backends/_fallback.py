@@ -60,11 +60,15 @@ class FallbackBackend:
 
     def infer(self, batch: FrameBatch) -> Outputs:
         """See :class:`~dgiqa_stream.backends.Backend`."""
-        backend = self._backend
-        try:
-            return backend.infer(batch)
-        except DeviceLost as exc:
-            return self._replace(backend, exc).infer(batch)
+        with self._lock:
+            backend, is_first = self._backend, not self._reason
+        if is_first:
+            try:
+                return backend.infer(batch)
+            except DeviceLost as exc:
+                backend = self._replace(backend, exc)
+        _ = batch.views  # read here: a picture that is gone is FrameLost, not a failed inference
+        return backend.infer(batch)
 
     def devices(self) -> Sequence[DeviceStatus]:
         """See :class:`~dgiqa_stream.backends.TellingBackend`."""

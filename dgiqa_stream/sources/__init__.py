@@ -140,7 +140,7 @@ def is_still(info: StreamInfo) -> bool:
 
 
 def why_no_hardware(name: str) -> str:
-    """Why streams cannot be decoded on ``cuda``, ``cuda:N``, ``qsv`` or ``amf``; empty: they can."""
+    """Why streams cannot be decoded on ``cuda``, ``cuda:N``, ``qsv`` or ``amf``; empty: can be."""
     from dgiqa_stream.config import SourceSettings
     from dgiqa_stream.sources._hardware import hardware_of
 

@@ -23,6 +23,7 @@ from plugins.torch_gpu.batching import Batcher
 from plugins.torch_gpu.devices import (
     devices_of,
     is_fault,
+    is_out_of_memory,
     note_loss,
     note_use,
     shares_memory,
@@ -190,7 +191,7 @@ class TorchBackend:
         self._service: BatchService[Piece, dict[str, float]] = BatchService(
             self._run,
             Batcher(max_batch=max_batch, budget_seconds=budget_seconds),
-            is_too_large=lambda exc: isinstance(exc, torch.OutOfMemoryError),
+            is_too_large=is_out_of_memory,
             is_fault=is_fault,
             on_lost=lambda reason: note_loss(engine.device, reason),
             name=f"torch batches {engine.device}",
@@ -292,7 +293,11 @@ class TorchBackend:
             self._is_in_use = False
             note_use(self.device, -1)
         self._service.close()
-        self._engine.close()
+        try:
+            self._engine.close()
+        except RuntimeError as exc:  # what a device that is lost holds cannot be given back
+            if not is_fault(exc):
+                raise
 
     # In the service's thread ---------------------------------------------------------------------
 

@@ -106,9 +106,15 @@ def numbers_in_use() -> tuple[int, ...]:
 # A device that fails ---------------------------------------------------------------------------
 
 
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether torch's allocator, or CUDA itself, had too little left."""
+    is_cudas = isinstance(exc, RuntimeError) and "CUDA error: out of memory" in str(exc)
+    return isinstance(exc, torch.OutOfMemoryError) or is_cudas
+
+
 def is_fault(exc: BaseException) -> bool:
     """Whether the device, its driver or its libraries failed, and not the program or the memory."""
-    if isinstance(exc, torch.OutOfMemoryError) or not isinstance(exc, RuntimeError):
+    if is_out_of_memory(exc) or not isinstance(exc, RuntimeError):
         return False
     accelerator_error = getattr(torch, "AcceleratorError", None)  # torch 2.8 on
     if accelerator_error is not None and isinstance(exc, accelerator_error):

@@ -20,24 +20,23 @@ def device_status(number: int, *, uuid: str = "") -> dict[str, Any]:
     import pynvml
 
     try:
-        pynvml.nvmlInit()  # counted: the library is loaded once
+        pynvml.nvmlInit()
+        try:
+            by_uuid = pynvml.nvmlDeviceGetHandleByUUID
+            handle = by_uuid(uuid) if uuid else pynvml.nvmlDeviceGetHandleByIndex(number)
+            return _status(pynvml, handle)
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError as exc:
         raise RuntimeError(f"NVML: {exc}") from exc
-    try:
-        by_uuid = pynvml.nvmlDeviceGetHandleByUUID
-        handle = by_uuid(uuid) if uuid else pynvml.nvmlDeviceGetHandleByIndex(number)
-        return _status(pynvml, handle)
-    except pynvml.NVMLError as exc:
-        raise RuntimeError(f"NVML: {exc}") from exc
-    finally:
-        pynvml.nvmlShutdown()
 
 
 class DeviceWatch:
     """What NVML last told of one device, asked again after a second. Thread-safe.
 
-    A device that cannot be asked, for want of the package, of the driver or of itself, tells
-    nothing: telemetry must not end what it watches.
+    While one thread asks, others are told what was known before: none waits for the driver. A
+    device that cannot be asked, for want of the package, of the driver or of itself, tells nothing:
+    telemetry must not end what it watches.
     """
 
     def __init__(
@@ -51,14 +50,16 @@ class DeviceWatch:
 
     def status(self) -> dict[str, Any]:
         """Facts by name; empty where nothing is told."""
-        with self._lock:
-            if self._clock() - self._asked_at >= _FRESH_SECONDS:
-                try:
+        if self._lock.acquire(blocking=False):
+            try:
+                if self._clock() - self._asked_at >= _FRESH_SECONDS:
+                    self._asked_at = self._clock()
                     self._known = self._ask()
-                except (ImportError, RuntimeError):
-                    self._known = {}
-                self._asked_at = self._clock()
-            return self._known
+            except (ImportError, RuntimeError):
+                self._known = {}
+            finally:
+                self._lock.release()
+        return self._known
 
 
 def _status(pynvml: Any, handle: Any) -> dict[str, Any]:

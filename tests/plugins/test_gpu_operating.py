@@ -34,6 +34,7 @@ from plugins.torch_gpu import devices
 from plugins.torch_gpu.batching import Batcher
 from plugins.torch_gpu.memory import MEGABYTE, batch_within, peak_bytes
 from plugins.torch_gpu.nvml import DeviceWatch, device_status
+from plugins.torch_gpu.planes import TorchPlanes
 from plugins.torch_gpu.service import BatchService
 from plugins.torch_gpu.spread import Loads, SpreadBackend
 
@@ -41,6 +42,7 @@ CPU = torch.device("cpu")
 HAS_CUDA = torch.cuda.is_available()
 FaultOfTorch = getattr(torch, "AcceleratorError", RuntimeError)
 EVERY = {"sampler": {"mode": "every"}, "overload": {"policy": "wait"}}
+NV12 = ((120, 160), (60, 80, 2))
 FAULTS = [
     FaultOfTorch("CUDA error: unspecified launch failure"),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
@@ -146,11 +148,18 @@ def test_another_error_loses_nothing(model, opened, exc):
     assert backend.infer(noise(model, 1)).quality.shape == (1,)
 
 
-def test_too_little_memory_is_smaller_batches_and_counted(model, opened):
+@pytest.mark.parametrize(
+    "exc",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),
+        FaultOfTorch("CUDA error: out of memory"),
+    ],
+)
+def test_too_little_memory_is_smaller_batches_and_counted(model, opened, exc):
     """Out of memory at 4 frames: they are scored in two parts, and telemetry counts it."""
     backend, batch = opened(max_batch=4, budget_seconds=0.2), noise(model, 4)
     wanted = backend.infer(batch).quality
-    Failing(backend, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"), {0})
+    Failing(backend, exc, {0})
     assert backend.infer(batch).quality == pytest.approx(wanted, abs=1e-5)
     (told,) = backend.devices()
     assert (told.max_batch, told.num_shrunk, told.num_retried) == (2, 1, 0)
@@ -213,6 +222,41 @@ def test_scoring_goes_on_by_the_cpu(model, opened, caplog):
     assert backend.devices() == ()
     backend.close()
     backend.close()
+
+
+def test_pictures_that_a_device_keeps_are_frames_lost(model, opened):
+    """A batch that can no longer be read is FrameLost, at the loss and after it; frames that still
+    come as tensors are scored as the CPU scores them.
+    """
+
+    class GoneBatch:
+        @property
+        def views(self):
+            raise FrameLost("gone")
+
+        def __len__(self):
+            return 1
+
+    class LostBackend:
+        status = BackendStatus("torch:cuda", "torch:cuda:0 fp16")
+
+        def infer(self, batch):
+            raise DeviceLost("the device was lost")
+
+        def close(self):
+            pass
+
+    backend = lasting(LostBackend(), model)
+    for _ in range(2):
+        with pytest.raises(FrameLost):
+            backend.infer(GoneBatch())
+    rng = np.random.default_rng(0)
+    luma, chroma = (torch.from_numpy(rng.integers(16, 235, s, np.uint8)) for s in NV12)
+    views, planes = model.manifest.preprocess.views, TorchPlanes((luma, chroma))
+    found = backend.infer(backend.cut([planes], views, crop=None)).quality
+    one = opened()
+    wanted = one.infer(one.cut([planes], views, crop=None)).quality
+    assert found == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_backend_on_the_cpu_needs_no_other(model, opened):

@@ -86,6 +86,24 @@ def test_an_encode_does_not_differ_from_itself(run_cli, encodes):
     assert found["worse"] == []
 
 
+def test_videos_are_scored_where_they_are_to_be(run_cli, encodes):
+    """``--device``, ``--hardware`` and ``--strict`` are those of ``score``: a device that is not
+    there is 5, a video that it cannot decode is 3, and without ``--strict`` software decodes it.
+    """
+    absent = run_cli("compare", *encodes, "--device", "cuda:77")
+    assert (absent.code, absent.out) == (5, "")
+    assert "cuda:77" in absent.err
+    there = ("compare", *encodes, "--device", "cpu", "--fps", "12.5", "--hardware", "qsv")
+    refused = run_cli(*there, "--strict")
+    if refused.code == 0:
+        pytest.skip("this machine decodes by Quick Sync")
+    assert (refused.code, refused.out) == (3, "")
+    assert "is not decoded on qsv" in refused.err
+    fallen = run_cli(*there)
+    assert fallen.code == 0
+    assert "software decodes it" in fallen.err
+
+
 @needs_matplotlib
 def test_recordings_compare_as_their_files_do(run_cli, encodes, tmp_path):
     """NDJSON of ``watch`` gives what scoring the files gives, and the page loads nothing."""
@@ -158,6 +176,7 @@ def test_rows_of_score_are_recordings(run_cli, tmp_path):
     ("options", "code", "said"),
     [
         (["--offset", "500"], 3, "do not overlap at offset 500 s"),
+        (["--hardware", "gpu"], 2, "--hardware gpu is refused"),
         (["--fail-under-difference", "nan"], 2, "--fail-under-difference nan is not within"),
         (["--stream", "other"], 2, "--stream 'other' is not in"),
         ([], 2, "choose one with --stream"),
