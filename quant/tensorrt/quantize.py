@@ -108,7 +108,9 @@ def tune_and_quantize(
     """
     if config.calibration == "best":
         config, _ = choose_for_tensorrt(graph, config, calibration, ranges=ranges)
-    measured = measured_spans(graph, config, calibration, [config.calibration])[config.calibration]
+    method = config.calibration
+    assert method != "best"  # it was chosen above
+    measured = measured_spans(graph, config, calibration, [method])[method]
     pictures = _input_spans(graph)
     trained = trained_spans(graph, ranges) if ranges is not None else {}
     tuned, spans = tune_for_tensorrt(

@@ -9,7 +9,7 @@ label is read, and every output keeps its meaning, for all of them read the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -211,7 +211,7 @@ def _spread(features: Tensor, known: Tensor | None) -> Tensor:
     return now if known is None else 0.9 * known + 0.1 * now
 
 
-def _groups(model: RoundingModule, config: TuneConfig) -> list[Mapping[str, object]]:
+def _groups(model: RoundingModule, config: TuneConfig) -> list[dict[str, Any]]:
     """A rate for each tensor in proportion to its own size: nothing absorbs a step's shift."""
     scales = set(model.log_scales.parameters())
     moving = [p for p in model.parameters() if p.requires_grad]
