@@ -174,15 +174,11 @@ def _whole(
     planes: Planes, region: tuple[int, int, int, int], height: int, width: int
 ) -> NDArray[Any]:
     """The region of all planes as one picture of (height, width): halved, then bilinear."""
-    import cv2
-
-    cut = [
-        _halve(plane[_scaled(region, plane, planes.samples[0])], height, width, along_both=True)
-        for plane in planes.samples
-    ]
-    if cut[0].dtype == np.uint8 and len({plane.shape for plane in cut}) == 1:
-        cut = [cv2.merge(cut)]  # the same bytes for less than plane by plane
-    return _packed([_resize(_halve(plane, height, width), height, width) for plane in cut])
+    cut = []
+    for plane in planes.samples:
+        region_of_plane = plane[_scaled(region, plane, planes.samples[0])]
+        cut.append(_resize(_halve(region_of_plane, height, width), height, width))
+    return _packed(cut)
 
 
 def _fragments(
@@ -268,19 +264,14 @@ def _scaled(
     return slice(top // down, -(-bottom // down)), slice(left // across, -(-right // across))
 
 
-def _halve(
-    plane: NDArray[Any], height: int, width: int, *, along_both: bool = False
-) -> NDArray[Any]:
+def _halve(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """Means of neighbouring samples, along each axis that is twice the target or more.
 
-    Only as long as that is so ``along_both``, where that is asked for. A bilinear sample half-way
-    between two is their mean, and OpenCV is quickest at those.
+    A bilinear sample half-way between two is their mean, and OpenCV is quickest at those.
     """
     import cv2
 
     while (tall := plane.shape[0] >= 2 * height) | (wide := plane.shape[1] >= 2 * width):
-        if along_both and not (tall and wide):
-            break
         h, w = plane.shape[0] >> tall, plane.shape[1] >> wide
         even = plane[: h << tall, : w << wide]
         plane = cv2.resize(even, (w, h), interpolation=cv2.INTER_LINEAR)

@@ -61,6 +61,7 @@ class ReadAhead:
         self._first_seconds: float | None = None  # of the decoded frames
         self._end_seconds = 0.0
         self._policy = OverloadPolicy.WAIT
+        self._most_ahead = min(overload.queue_frames, _MOST_AHEAD)
         self._thread = threading.Thread(target=self._read, name=f"reader {name}", daemon=True)
 
     @property
@@ -141,7 +142,8 @@ class ReadAhead:
                 self._drop(Count.DROPPED_STALE)
                 continue
             self._waiting.popleft()
-            self._changed.notify_all()
+            if len(self._waiting) <= self._most_ahead // 2:  # waking costs more than decoding waits
+                self._changed.notify_all()
             self._telemetry.count(Count.HANDED)
             return frame
         return None
@@ -221,8 +223,9 @@ class ReadAhead:
     def _offer(self, frame: Frame) -> None:
         with self._changed:
             if self._policy is OverloadPolicy.WAIT:
-                most = min(self._overload.queue_frames, _MOST_AHEAD)
-                self._changed.wait_for(lambda: len(self._waiting) < most or self._stopped)
+                if len(self._waiting) >= self._most_ahead:
+                    low = self._most_ahead // 2
+                    self._changed.wait_for(lambda: len(self._waiting) <= low or self._stopped)
             elif len(self._waiting) >= self._overload.queue_frames:
                 self._drop(Count.DROPPED_QUEUE)
             if self._stopped:  # nobody takes it any more

@@ -158,9 +158,9 @@ def test_whole_view_is_halved_then_bilinear(size):
 
 @pytest.mark.parametrize("chroma", [(1, 1), (2, 2), (1, 2)])
 @pytest.mark.parametrize("size", [(1080, 1920), (895, 897), (250, 161)])
-def test_planes_packed_on_the_way_are_reduced_as_alone(size, chroma):
+def test_planes_are_reduced_as_if_alone(size, chroma):
     """Colour is, to the byte, what each plane reduced alone comes to, also where luma and chroma
-    are halved a different number of times and cannot be packed before the last step.
+    are halved a different number of times.
     """
     (height, width), (down, across) = size, chroma
     rng = np.random.default_rng(3)
