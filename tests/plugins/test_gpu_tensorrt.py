@@ -300,7 +300,7 @@ def test_scores_are_those_of_torch(model, key, tensorrt, builds, tmp_path, monke
     """
     builds.plans.append(b"plan")
     monkeypatch.setattr(module, "key_of", lambda *_: key)
-    backend = module._with_engine(model, "cuda", CPU, BATCHES[-1], 0.0, EngineCache(tmp_path))
+    backend = module._with_engines(model, "cuda", [CPU], BATCHES[-1], 0.0, EngineCache(tmp_path))
     try:
         status = backend.status
         assert status.requested == "torch-tensorrt:cuda"
@@ -381,7 +381,7 @@ def test_without_a_gpu_torch_runs_and_the_reason_is_told_once(model, device, cap
 
 def test_a_build_that_fails_falls_back(model, monkeypatch, caplog):
     """Whatever the builder raises, the model is scored by torch, with the builder's own words."""
-    monkeypatch.setattr(module, "device_of", lambda _: (torch.device("cuda", 0), ""))
+    monkeypatch.setattr(module, "devices_of", lambda _: ((torch.device("cuda", 0),), ""))
     monkeypatch.setattr(module, "key_of", _fails)
     backend = open_backend(model, backend="torch-tensorrt", device="cpu")
     try:
@@ -394,6 +394,16 @@ def test_a_build_that_fails_falls_back(model, monkeypatch, caplog):
     finally:
         backend.close()
     assert len(caplog.messages) == 1
+
+
+def test_a_memory_budget_is_torchs_alone(model, monkeypatch):
+    """With ``max_gpu_mb`` no engine is tried, because TensorRT would not keep to it."""
+    monkeypatch.setattr(module, "devices_of", lambda _: ((torch.device("cuda", 0),), ""))
+    monkeypatch.setattr(module, "key_of", lambda *_: pytest.fail("an engine was tried"))
+    options = {"max_gpu_mb": 1000, "gpu_profile": "low-clock"}
+    backend = open_backend(model, backend="torch-tensorrt", device="cpu", options=options)
+    backend.close()
+    assert backend.status.reason.startswith("max_gpu_mb binds torch's memory alone")
 
 
 def _fails(*_):

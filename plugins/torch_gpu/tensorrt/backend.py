@@ -15,10 +15,11 @@ import torch
 from dgiqa_stream.backends import BackendStatus, engine_folder
 from dgiqa_stream.errors import BackendUnavailable, ModelError
 from plugins.torch_gpu import backend as torch_backend
-from plugins.torch_gpu.backend import BUDGET_SECONDS, MAX_BATCH, TorchBackend, checked
-from plugins.torch_gpu.devices import device_of
+from plugins.torch_gpu.backend import PROFILES, TorchBackend, checked
+from plugins.torch_gpu.devices import devices_of
 from plugins.torch_gpu.engine import Engine, buckets_up_to
 from plugins.torch_gpu.network import OnnxNetwork
+from plugins.torch_gpu.spread import SpreadBackend
 from plugins.torch_gpu.tensorrt.engine_cache import EngineCache, EngineKey
 from plugins.torch_gpu.tensorrt.network import (
     TensorRtNetwork,
@@ -28,7 +29,8 @@ from plugins.torch_gpu.tensorrt.network import (
 )
 
 if TYPE_CHECKING:
-    from dgiqa_stream.backends import Backend
+    from collections.abc import Sequence
+
     from dgiqa_stream.manifest import LoadedModel
 
 NAME = "torch-tensorrt"
@@ -40,26 +42,24 @@ def open_model(
     *,
     device: str,
     num_threads: int,
-    max_batch: int = MAX_BATCH,
-    budget_seconds: float = BUDGET_SECONDS,
+    max_batch: int | None = None,
+    budget_seconds: float | None = None,
+    gpu_profile: str = "latency",
+    max_gpu_mb: int = 0,
     cache: EngineCache | None = None,
-) -> Backend:
+) -> TorchBackend | SpreadBackend:
     """Open a model with an engine of its own, or by torch alone where there can be none.
 
-    Errors are those of :func:`plugins.torch_gpu.backend.open_model`.
+    Arguments and errors are those of :func:`plugins.torch_gpu.backend.open_model`.
     """
-    where, reason = device_of(device)
-    reason = reason or ("TensorRT needs a CUDA device" if where.type == "cpu" else "")
+    places, reason = devices_of(device)
+    reason = reason or _why_torch(places, max_gpu_mb)
     if not reason:
+        seconds, most = PROFILES[gpu_profile]
+        wait = seconds if budget_seconds is None else budget_seconds
+        kept = cache or EngineCache(engine_folder())
         try:
-            return _with_engine(
-                model,
-                device,
-                where,
-                max_batch,
-                budget_seconds,
-                cache or EngineCache(engine_folder()),
-            )
+            return _with_engines(model, device, places, max_batch or most, wait, kept)
         except Exception as exc:  # noqa: BLE001 - whatever it is, torch runs the model without it
             reason = " ".join(str(exc).split())[:300] or type(exc).__name__
     _logger.warning("%s runs by torch alone: %s", NAME, reason)
@@ -69,27 +69,46 @@ def open_model(
         num_threads=num_threads,
         max_batch=max_batch,
         budget_seconds=budget_seconds,
+        gpu_profile=gpu_profile,
+        max_gpu_mb=max_gpu_mb,
         requested=NAME,
         instead=reason,
     )
 
 
-def _with_engine(
+def _why_torch(places: Sequence[torch.device], max_gpu_mb: int) -> str:
+    """Why an engine is not so much as tried; empty where it is."""
+    if any(where.type != "cuda" for where in places):
+        return "TensorRT needs a CUDA device"
+    if max_gpu_mb:
+        return "max_gpu_mb binds torch's memory alone, and TensorRT has its own"
+    return ""
+
+
+def _with_engines(
     model: LoadedModel,
     device: str,
-    where: torch.device,
+    places: Sequence[torch.device],
     max_batch: int,
     budget_seconds: float,
     cache: EngineCache,
-) -> TorchBackend:
-    key = key_of(model, where, max_batch)
-    status = BackendStatus(
-        f"{NAME}:{device}", f"{NAME}:{where} {key.precision} (TensorRT {key.tensorrt})"
-    )
+) -> TorchBackend | SpreadBackend:
+    """One engine on each device; GPUs of one kind share what is built and kept."""
     shapes = {view.name: view.shape for view in model.manifest.preprocess.views}
-    network = open_network(model, key, where, cache)
-    engine = Engine(network, shapes, where, max_batch=max_batch)
-    return checked(TorchBackend(engine, model, status, max_batch, budget_seconds))
+    opened: list[TorchBackend] = []
+    try:
+        for where in places:
+            key = key_of(model, where, max_batch)
+            active = f"{NAME}:{where} {key.precision} (TensorRT {key.tensorrt})"
+            network = open_network(model, key, where, cache)
+            engine = Engine(network, shapes, where, max_batch=max_batch)
+            status = BackendStatus(f"{NAME}:{device}", active)
+            opened.append(checked(TorchBackend(engine, model, status, max_batch, budget_seconds)))
+    except BaseException:
+        for backend in opened:
+            backend.close()
+        raise
+    return opened[0] if len(opened) == 1 else SpreadBackend(opened)
 
 
 def key_of(model: LoadedModel, where: torch.device, max_batch: int) -> EngineKey:
