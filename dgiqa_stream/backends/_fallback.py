@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dgiqa_stream.errors import DeviceLost
+from dgiqa_stream.errors import DeviceLost, ModelError
 from dgiqa_stream.preprocess import make_batch
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class FallbackBackend:
                 return backend.infer(batch)
             except DeviceLost as exc:
                 backend = self._replace(backend, exc)
+            except ModelError:  # of a backend that another thread has found lost, and closed
+                if self._backend is backend:
+                    raise
+                backend = self._backend
         _ = batch.views  # read here: a picture that is gone is FrameLost, not a failed inference
         return backend.infer(batch)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dgiqa_stream.backends import BackendStatus, Outputs, not_loaded
-from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
+from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     _Preferred = tuple[str, Callable[[], Mapping[str, Any]]]
 
+_FAULT = re.compile(r"\b(CUDA|CUDNN|CUBLAS) failure (?!2:)\d+:")  # but 2, which is memory
 _FATAL_ONLY = 4  # onnxruntime's log severity
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -162,13 +163,21 @@ class OnnxRuntimeBackend:
         return self._status
 
     def infer(self, batch: FrameBatch) -> Outputs:
-        """See :class:`~dgiqa_stream.backends.Backend`."""
+        """See :class:`~dgiqa_stream.backends.Backend`; a device that fails twice is lost."""
         if self._session is None:
             raise ModelError("the model is closed: open it again")
         try:
-            found = self._run(batch.views, len(batch))
+            try:
+                found = self._run(batch.views, len(batch))
+            except Exception as exc:
+                if not _FAULT.search(str(exc)):
+                    raise
+                found = self._run(batch.views, len(batch))
         except Exception as exc:  # out of memory, or a device that went away
-            raise ModelError(f"inference failed: {' '.join(str(exc).split())}") from exc
+            told = " ".join(str(exc).split())
+            if _FAULT.search(told):
+                raise DeviceLost(f"the device was lost while running: {told[:200]}") from exc
+            raise ModelError(f"inference failed: {told}") from exc
         numbers = (
             _numbers(n, output, len(batch)) for n, output in zip(self._names, found, strict=True)
         )

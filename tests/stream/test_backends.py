@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ import onnxruntime
 import pytest
 
 from dgiqa_stream.backends import BACKENDS, BackendStatus, open_backend
+from dgiqa_stream.backends._fallback import FallbackBackend
 from dgiqa_stream.backends._onnxruntime import OnnxRuntimeBackend
-from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
+from dgiqa_stream.backends.fake import FakeBackend
+from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, ModelError
 from dgiqa_stream.manifest import load_model, manifest_path
 from dgiqa_stream.types import FrameBatch
 
@@ -175,6 +178,58 @@ def test_a_failing_engine_is_a_model_error(model):
 
     with pytest.raises(ModelError, match="inference failed: out of memory at node 7"):
         stub(model, fail).infer(noise(model, 1))
+
+
+@pytest.mark.parametrize("number", [700, 719])
+def test_a_device_that_fails_twice_is_lost(model, number):
+    """What CUDA fails at once is tried again; twice is DeviceLost, and being full is neither."""
+    told, num_calls = [f"CUDA failure {number}: unspecified ; GPU=0", ""], []
+
+    def run(names, inputs):
+        num_calls.append(1)
+        if reason := told.pop(0):
+            raise RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {reason}")
+        return [np.array([[0.5]], np.float32)] * len(names)
+
+    backend = stub(model, run)
+    assert backend.infer(noise(model, 1)).quality.item() == 0.5
+    told += [f"CUDNN failure {number}: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0"] * 2
+    with pytest.raises(DeviceLost, match=r"lost while running: .*CUDNN failure"):
+        backend.infer(noise(model, 1))
+    told += ["CUDA failure 2: out of memory ; GPU=0"]
+    with pytest.raises(ModelError, match=r"inference failed: .*out of memory") as caught:
+        backend.infer(noise(model, 1))
+    assert not isinstance(caught.value, DeviceLost)
+    assert len(num_calls) == 5
+
+
+def test_no_thread_ends_because_another_found_the_loss_first(model):
+    """A thread whose engine was closed under it, because another thread found its device lost, is
+    answered by the engine that follows; a ModelError of that one is its own.
+    """
+    closed, entered, answers = threading.Event(), threading.Event(), []
+
+    class First:
+        status = BackendStatus("x:cuda", "x:cuda")
+
+        def infer(self, batch):
+            if len(batch) == 2:  # the slow thread's
+                entered.set()
+                closed.wait(30)
+                raise ModelError("the model is closed: open it again")
+            raise DeviceLost("gone")
+
+        def close(self):
+            closed.set()
+
+    backend = FallbackBackend(First(), FakeBackend)
+    slow = threading.Thread(target=lambda: answers.append(backend.infer(noise(model, 2)).quality))
+    slow.start()
+    assert entered.wait(30)
+    assert backend.infer(noise(model, 1)).quality.shape == (1,)
+    slow.join(30)
+    assert [a.shape for a in answers] == [(2,)]
+    assert (backend.status.requested, backend.status.active) == ("x:cuda", "fake:cpu")
 
 
 def test_the_fake_is_brightness(model):
