@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dgiqa_stream.backends import BackendStatus, Outputs
-from dgiqa_stream.errors import DeviceLost, ModelError
+from dgiqa_stream.errors import ModelError
 from dgiqa_stream.scorer import FLAT_STEPS
 from dgiqa_stream.telemetry import DeviceStatus
 from plugins.torch_gpu.batching import Batcher
@@ -27,6 +27,7 @@ from plugins.torch_gpu.devices import (
     note_loss,
     note_use,
     shares_memory,
+    twice,
     uuid_of,
 )
 from plugins.torch_gpu.engine import Engine
@@ -256,12 +257,7 @@ class TorchBackend:
 
         Planes of the CPU are copied to page-locked memory here, in the caller's thread.
         """
-        try:
-            ready = [self._ready(picture) for picture in pictures]
-        except RuntimeError as exc:
-            if not is_fault(exc):
-                raise
-            raise DeviceLost(f"{self.device} was lost: {' '.join(str(exc).split())}") from exc
+        ready = twice(self.device, lambda: [self._ready(picture) for picture in pictures])
         return cast("FrameBatch", Pictures(ready, views, crop))
 
     def _ready(self, picture: Planes | TorchPlanes) -> TorchPlanes:

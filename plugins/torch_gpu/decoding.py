@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from dgiqa_stream.errors import DeviceLost
 from dgiqa_stream.types import ColorMatrix, Planes
-from plugins.torch_gpu.devices import is_fault, numbers_in_use, why_lost
+from plugins.torch_gpu.devices import numbers_in_use, twice, why_lost
 from plugins.torch_gpu.planes import TorchPlanes
 
 if TYPE_CHECKING:
@@ -107,18 +106,16 @@ class CudaDecoder:
         full_range: bool,
     ) -> Planes:
         """Its samples where they are; the tensors keep the decoder's surface until they go."""
-        try:
-            planes = planes_of_frame(
+        planes = twice(
+            torch.device("cuda", self.number),
+            lambda: planes_of_frame(
                 frame,
                 rotation=rotation,
                 is_mirrored=is_mirrored,
                 matrix=matrix,
                 full_range=full_range,
-            )
-        except RuntimeError as exc:
-            if not is_fault(exc):
-                raise
-            raise DeviceLost(f"{self.name}: {' '.join(str(exc).split())}") from exc
+            ),
+        )
         return cast(Planes, planes)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from dgiqa_stream.errors import BackendUnavailable, ConfigError, FrameLost
+from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, FrameLost
+
+Result = TypeVar("Result")
 
 _KNOWN = "known here: auto, cpu, cuda, cuda:N, cuda:N,cuda:M"
 _FAULTS = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "NVRTC error")
@@ -136,18 +140,29 @@ def why_lost(number: int) -> str:
     return f"cuda:{number} was lost while running ({reason})" if reason else ""
 
 
-def on_cpu(tensor: Tensor) -> Tensor:
-    """The tensor in memory; raises :class:`FrameLost` where the device does not give it.
+def twice(device: torch.device, call: Callable[[], Result]) -> Result:
+    """What a call gives; after a fault it is made once more, and after another the device is lost.
 
-    A device that does not at the second try, either, is lost.
+    Raises :class:`DeviceLost` then, and whatever else the call raises.
     """
-    for is_last in (False, True):
-        try:
-            return tensor.cpu()
-        except RuntimeError as exc:
-            if not is_fault(exc):
-                raise
-            told, fault = " ".join(str(exc).split())[:200], exc
-            if is_last:
-                note_loss(tensor.device, told)
-    raise FrameLost(f"a picture on {tensor.device} cannot be read any more: {told}") from fault
+    try:
+        return call()
+    except RuntimeError as exc:
+        if not is_fault(exc):
+            raise
+    try:
+        return call()
+    except RuntimeError as exc:
+        if not is_fault(exc):
+            raise
+        told = " ".join(str(exc).split())[:200]
+        note_loss(device, told)
+        raise DeviceLost(f"{device} was lost while running: {told}") from exc
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """The tensor in memory; raises :class:`FrameLost` where its device is lost."""
+    try:
+        return twice(tensor.device, tensor.cpu)
+    except DeviceLost as exc:
+        raise FrameLost(f"a picture cannot be read any more: {exc}") from exc

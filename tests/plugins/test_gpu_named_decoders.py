@@ -271,7 +271,11 @@ def test_a_cuda_fault_is_told_as_a_lost_device(monkeypatch):
 
         monkeypatch.setattr(decoding, "planes_of_frame", fail)
         with pytest.raises(error, match=told):
-            CudaDecoder(0).planes_of(av.VideoFrame(64, 64, "nv12"), **tags)
+            CudaDecoder(9).planes_of(av.VideoFrame(64, 64, "nv12"), **tags)
+    try:
+        assert "device is gone" in CudaDecoder(9).why_not()
+    finally:
+        devices._lost.clear()
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this machine has a CUDA device")

@@ -329,10 +329,32 @@ class GoneTensor:
 
 def test_a_picture_on_a_device_that_is_gone_is_one_frame_less():
     """Reading it back is FrameLost, after a second try; the device is then known to be lost."""
-    with pytest.raises(FrameLost, match=r"cuda:1 cannot be read any more: CUDA error"):
+    with pytest.raises(FrameLost, match=r"cannot be read any more: cuda:1 was lost.*CUDA error"):
         devices.on_cpu(GoneTensor())
     assert devices.why_lost(1).startswith("cuda:1 was lost while running (CUDA error")
     assert devices.why_lost(0) == ""
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_copy_that_fails_twice_has_lost_the_device(model, opened, monkeypatch, fails):
+    """Pictures are copied for the device by the stream's own thread: a fault there is tried again,
+    too, and a second one is DeviceLost.
+    """
+    backend, left, ready = opened(), [FAULTS[0]] * fails, torch_backend.TorchBackend._ready
+    pictures = [Planes((np.full((64, 64, 3), 90, np.uint8),))]
+
+    def failing(self, picture):
+        if left:
+            raise left.pop()
+        return ready(self, picture)
+
+    monkeypatch.setattr(torch_backend.TorchBackend, "_ready", failing)
+    views = model.manifest.preprocess.views
+    if fails == 1:
+        assert len(backend.cut(pictures, views, crop=None)) == 1
+    else:
+        with pytest.raises(DeviceLost, match="cpu was lost while running: CUDA error"):
+            backend.cut(pictures, views, crop=None)
 
 
 def test_frames_that_are_gone_are_passed_over(model):
