@@ -6,6 +6,7 @@ node that every engine of the quality head has. What leads to ``quality`` is not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from quant.correction import head_nodes
+from quant.calibration import Views
+from quant.correction import (
+    constant_of,
+    correct_head_,
+    head_nodes,
+    outputs_of,
+    regression_lines,
+    replace_constant,
+)
 
 QUALITY, SPREAD, UNFAMILIAR = "quality", "spread", "unfamiliar"
 _PREFIX = "sure"
@@ -128,3 +137,26 @@ def _leading_to(names: set[str], nodes: list[onnx.NodeProto]) -> list[onnx.NodeP
             kept.append(node)
             needed |= set(node.input)
     return kept[::-1]
+
+
+def correct_heads_(
+    quantised: onnx.ModelProto, reference: onnx.ModelProto, calibration: Sequence[Views]
+) -> None:
+    """Correct the quality head, and what else reads the features by their same lines, in place."""
+    cores = [onnx.ModelProto.FromString(g.SerializeToString()) for g in (quantised, reference)]
+    for core in cores:
+        remove_outputs_(core)
+    hidden = [head_nodes(core)[0] for core in cores]
+    features = [node.input[0] for node in hidden]
+    readers = [n for n in quantised.graph.node if n.op_type == "Gemm" and n.input[0] == features[0]]
+    beside = [n for n in readers if n.input[1] != hidden[0].input[1]]
+    if beside:
+        found, wanted = map(outputs_of, cores, features, (calibration, calibration))
+        slope, offset = regression_lines(found, wanted)  # (F,), (F,)
+        for node in beside:
+            weight, bias = (constant_of(quantised, name) for name in node.input[1:])
+            replace_constant(quantised, node.input[2], bias + weight @ offset)
+            replace_constant(quantised, node.input[1], weight * slope)
+    correct_head_(cores[0], cores[1], calibration)
+    for name in (name for node in head_nodes(cores[0]) for name in node.input[1:]):
+        replace_constant(quantised, name, constant_of(cores[0], name))

@@ -30,7 +30,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from dgiqa_stream.errors import ConfigError
 from quant.calibration import CalibrationConfig, Views
 from quant.calibration_methods import METHODS, Method, Spans, activation_spans
-from quant.correction import correct_head_, outputs_of
+from quant.correction import outputs_of
+from quant.extra_outputs import correct_heads_
 from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
 from quant.sure import SureConfig
@@ -139,7 +140,7 @@ def quantize_onnx(
         quantised = onnx.load(target)
     result = _take_bytes(quantised, normalised)
     if config.correct_head:
-        correct_head_(result, graph, calibration)
+        correct_heads_(result, graph, calibration)
     return result
 
 

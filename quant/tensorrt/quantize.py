@@ -27,15 +27,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from dgiqa_stream.errors import ModelError
 from quant.calibration import Views
 from quant.calibration_methods import Spans
-from quant.correction import (
-    constant_of,
-    correct_head_,
-    head_nodes,
-    outputs_of,
-    regression_lines,
-    replace_constant,
-)
-from quant.extra_outputs import remove_outputs_
+from quant.extra_outputs import correct_heads_
 from quant.ptq import (
     Int8StaticConfig,
     choose_calibration,
@@ -88,7 +80,7 @@ def quantize_for_tensorrt(
     own_weights_(lay_out_(quantised))
     _refuse_unless_sound(quantised, config.float_nodes)
     if config.correct_head:
-        _correct_heads_(quantised, reference or graph, calibration)
+        correct_heads_(quantised, reference or graph, calibration)
     return quantised
 
 
@@ -218,29 +210,6 @@ def own_weights_(model: onnx.ModelProto) -> None:
     copies = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
-
-
-def _correct_heads_(
-    quantised: onnx.ModelProto, reference: onnx.ModelProto, calibration: Sequence[Views]
-) -> None:
-    """Correct the quality head, and what else reads the features by their same lines, in place."""
-    cores = [onnx.ModelProto.FromString(g.SerializeToString()) for g in (quantised, reference)]
-    for core in cores:
-        remove_outputs_(core)
-    hidden = [head_nodes(core)[0] for core in cores]
-    features = [node.input[0] for node in hidden]
-    readers = [n for n in quantised.graph.node if n.op_type == "Gemm" and n.input[0] == features[0]]
-    beside = [n for n in readers if n.input[1] != hidden[0].input[1]]
-    if beside:
-        found, wanted = map(outputs_of, cores, features, (calibration, calibration))
-        slope, offset = regression_lines(found, wanted)  # (F,), (F,)
-        for node in beside:
-            weight, bias = (constant_of(quantised, name) for name in node.input[1:])
-            replace_constant(quantised, node.input[2], bias + weight @ offset)
-            replace_constant(quantised, node.input[1], weight * slope)
-    correct_head_(cores[0], cores[1], calibration)
-    for name in (name for node in head_nodes(cores[0]) for name in node.input[1:]):
-        replace_constant(quantised, name, constant_of(cores[0], name))
 
 
 def _refuse_unless_sound(graph: onnx.ModelProto, float_nodes: Sequence[str]) -> None:

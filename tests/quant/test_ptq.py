@@ -183,3 +183,32 @@ def test_absent_settings_say_where_settings_are(tmp_path):
     """A path without a file is answered with the folder of the published settings."""
     with pytest.raises(ConfigError, match="configs/quant"):
         load_int8_config(tmp_path / "absent.toml")
+
+
+def test_a_model_with_intervals_becomes_int8():
+    """A float model that says spread and unfamiliar beside quality, as shipped ones do, is
+    quantised like one that does not: the same quality, and both within 0.05 of float's.
+    """
+    from small_models import calibration_batches, small_graph
+
+    from quant.correction import constant_of, outputs_of
+    from quant.extra_outputs import Reader, add_outputs_
+
+    plain, batches = small_graph(), calibration_batches(12)
+    width = constant_of(plain, "hidden.weight").shape[1]
+    whole, rng = small_graph(), np.random.default_rng(2)
+    readers = [
+        Reader(rng.normal(0, 0.3, (4, width)), rng.normal(size=4), rng.normal(size=(1, 4)),
+               rng.normal(size=1))
+        for _ in range(2)
+    ]  # fmt: skip
+    add_outputs_(whole, spread=readers[0], unfamiliar=readers[1])
+    config = Int8StaticConfig()
+    made = quantize_onnx(whole, config, batches)
+    without = quantize_onnx(plain, config, batches)
+    assert [o.name for o in made.graph.output] == ["quality", "spread", "unfamiliar"]
+    same = [outputs_of(g, "quality", batches) for g in (made, without)]
+    np.testing.assert_allclose(*same, atol=1e-6)
+    for name in ("spread", "unfamiliar"):
+        apart = np.abs(outputs_of(made, name, batches) - outputs_of(whole, name, batches))
+        assert apart.max() < 0.05
