@@ -32,10 +32,18 @@ for place in (ROOT, ROOT / "benchmarks"):
     if str(place) not in sys.path:
         sys.path.insert(0, str(place))
 
-PACKAGES = ("torch", "numpy", "av", "msgspec", "onnx", "onnxruntime", "opencv-python-headless")
+import _gpu_goals  # noqa: E402 - found by the lines above
+
+PACKAGES = (
+    "torch", "numpy", "av", "msgspec", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt",
+    "torch-tensorrt", "triton", "nvidia-ml-py", "opencv-python-headless",
+)  # fmt: skip
 MODEL = "student-fp32"
-TESTS_SECONDS = 180.0
 TOTAL_SECONDS = 560.0
+SECONDS = {  # that a part may take, at most: what it has no time for, it leaves out by name
+    "environment": 20.0, "floors": 20.0, "preprocess": 40.0, "inference": 120.0, "scores": 40.0,
+    "streams": 240.0, "backends": 120.0, "tests": 150.0,
+}  # fmt: skip
 
 
 class Left(Exception):
@@ -53,8 +61,17 @@ class Check:
     ends_seconds: float
     """When all must be over, by the monotonic clock."""
     found: dict[str, Any] = field(default_factory=dict)
+    part_ends_seconds: float = 0.0
+    """When the part that runs must be over."""
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    took_seconds: dict[str, float] = field(default_factory=dict)
+    """By part."""
+
+    @property
+    def place(self) -> str:
+        """The one device that is checked, as the runtime calls it."""
+        return "cuda:0" if self.device == "cuda" else self.device
 
     def needs(self, *packages: str) -> None:
         """Raise :class:`Left` where a package is missing."""
@@ -66,6 +83,11 @@ class Check:
     def seconds_left(self) -> float:
         """Until all must be over."""
         return self.ends_seconds - time.monotonic()
+
+    @property
+    def part_left(self) -> float:
+        """Seconds until the part that runs must be over."""
+        return min(self.part_ends_seconds, self.ends_seconds) - time.monotonic()
 
 
 # Parts ------------------------------------------------------------------------------------------
@@ -110,7 +132,7 @@ def tests(check: Check) -> dict[str, Any]:
     done = subprocess.run(
         [*command, "-p", "no:cacheprovider", *marked],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        timeout=min(TESTS_SECONDS, check.seconds_left),
+        timeout=max(1.0, check.part_left),
     )  # fmt: skip
     told = done.stdout.splitlines()
     if done.returncode:
@@ -130,7 +152,7 @@ def scores(check: Check) -> dict[str, Any]:
         wanted = np.array([p.score for p in scorer.predict(planes)])
     with load_scorer("student", device="cpu", num_threads=os.cpu_count() or 1) as scorer:
         int8 = np.array([p.score for p in scorer.predict(planes)])
-    with load_scorer(MODEL, backend="torch", device=check.device) as scorer:
+    with load_scorer(MODEL, backend="torch", device=check.place) as scorer:
         found = np.array([p.score for p in scorer.predict(planes)])
         active = scorer.status.active
     return {
@@ -168,13 +190,15 @@ def floors(check: Check) -> dict[str, Any]:
 
 
 def preprocess(check: Check) -> dict[str, Any]:
-    """Both views of 1080p NV12 that lies on the device, by batch size; memory traffic as floor."""
+    """Both views of 1080p NV12 that lies on the device, by kernels and by torch's operations.
+
+    By batch size; the traffic of memory is the floor.
+    """
     check.needs("msgspec", "cv2")
     import torch
 
     from dgiqa_stream.preprocess import ViewSpec
-    from plugins.torch_gpu.planes import TorchPlanes
-    from plugins.torch_gpu.views import cut_views
+    from plugins.torch_gpu.views import cut_views, why_no_kernels
 
     views = [
         ViewSpec("whole", "whole", 224, 224),
@@ -182,57 +206,56 @@ def preprocess(check: Check) -> dict[str, Any]:
     ]
     num_bytes = 1080 * 1920 * 3 // 2 + sum(v.height * v.width * 3 for v in views)
     rate = check.found.get("floors", {}).get("bytes_per_second")
-    found = {}
-    for size in (1, 2) if check.is_quick else (1, 8, 32, 64):
-        planes = [
-            TorchPlanes(
-                (
-                    torch.randint(0, 256, (1080, 1920), dtype=torch.uint8, device=check.device),
-                    torch.randint(0, 256, (540, 960, 2), dtype=torch.uint8, device=check.device),
-                )
+    found: dict[str, Any] = {
+        "bytes_read_and_written_per_frame": num_bytes,
+        "floor_microseconds_per_frame": 1e6 * num_bytes / rate if rate else None,
+    }
+    reason = why_no_kernels(torch.device(check.device, 0) if check.device == "cuda"
+                            else torch.device("cpu"))  # fmt: skip
+    for name, by_kernels in (("kernels", True), ("torch", False)):
+        if by_kernels and reason:
+            found[name] = {"left_out": reason}
+            continue
+        by_batch = {}
+        for size in (1, 2) if check.is_quick else (1, 8, 32, 64):
+            planes = _surfaces(check.device, size)
+            seconds = _seconds_of(
+                lambda planes=planes, so=by_kernels: cut_views(planes, views, by_kernels=so), check
             )
-            for _ in range(size)
-        ]
-        seconds = _seconds_of(lambda planes=planes: cut_views(planes, views), check)
-        found[str(size)] = {
-            "frames_per_second": size / seconds,
-            "microseconds_per_frame": 1e6 * seconds / size,
-            "floor_microseconds_per_frame": 1e6 * num_bytes / rate if rate else None,
-        }
-    return {"bytes_read_and_written_per_frame": num_bytes, "by_batch": found}
+            by_batch[str(size)] = {
+                "frames_per_second": size / seconds,
+                "microseconds_per_frame": 1e6 * seconds / size,
+            }
+        found[name] = {"by_batch": by_batch}
+    return found
+
+
+def _surfaces(device: str, num: int) -> list[Any]:
+    """Noise as NV12 of 1080p, each picture in memory of its own."""
+    import torch
+
+    from plugins.torch_gpu.planes import TorchPlanes
+
+    def noise(*shape: int) -> Any:
+        return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+    return [TorchPlanes((noise(1080, 1920), noise(540, 960, 2))) for _ in range(num)]
 
 
 def inference(check: Check) -> dict[str, Any]:
-    """The network alone, views on the device already, by batch size."""
+    """The network alone, views on the device already, by engine and batch size."""
     check.needs("msgspec", "onnx", "cv2")
-    import torch
+    import _gpu_engines
 
-    from dgiqa_stream.manifest import load_model
-    from plugins.torch_gpu.engine import Engine
-    from plugins.torch_gpu.network import OnnxNetwork, noise_views
+    return _gpu_engines.alone(check, lambda call: _seconds_of(call, check))
 
-    model = load_model(MODEL)
-    shapes = {view.name: view.shape for view in model.manifest.preprocess.views}
-    largest = 2 if check.is_quick else 64
-    dtype = torch.float16 if check.device == "cuda" else torch.float32
-    begin = time.monotonic()
-    engine = Engine(
-        OnnxNetwork(model.path, dtype=dtype),
-        shapes,
-        torch.device(check.device),
-        max_batch=largest,
-    )
-    opened = time.monotonic() - begin
-    found = {}
-    for size in (1, 2) if check.is_quick else (1, 2, 4, 8, 16, 32, 64):
-        views = {k: v.to(check.device) for k, v in noise_views(shapes, size).items()}
-        seconds = _seconds_of(lambda views=views: engine.run(views), check)
-        found[str(size)] = {
-            "frames_per_second": size / seconds,
-            "microseconds_per_frame": 1e6 * seconds / size,
-        }
-    engine.close()
-    return {"dtype": str(dtype), "open_and_capture_seconds": opened, "by_batch": found}
+
+def backends(check: Check) -> dict[str, Any]:
+    """torch, torch-tensorrt and ONNX Runtime's providers, as far as they are installed."""
+    check.needs("msgspec", "onnx", "onnxruntime", "cv2")
+    import _gpu_engines
+
+    return _gpu_engines.compared(check, lambda call: _seconds_of(call, check))
 
 
 def streams(check: Check) -> dict[str, Any]:
@@ -250,6 +273,7 @@ PARTS: dict[str, Callable[[Check], dict[str, Any]]] = {
     "inference": inference,
     "scores": scores,
     "streams": streams,
+    "backends": backends,
     "tests": tests,
 }
 
@@ -308,6 +332,7 @@ def run(check: Check, output: Path) -> None:
     """Every part in turn, each told as it ends; the record is written after each."""
     for name, part in PARTS.items():
         begin = time.monotonic()
+        check.part_ends_seconds = begin + SECONDS.get(name, check.seconds_left)
         if check.seconds_left < 5:
             check.left_out[name] = "the time was over"
         else:
@@ -322,8 +347,11 @@ def run(check: Check, output: Path) -> None:
              (("left out", check.left_out), ("FAILED", check.failed)) if name in where),
             "done",
         )  # fmt: skip
-        print(f"{name:12} {time.monotonic() - begin:6.1f} s  {state}", flush=True)
+        took = time.monotonic() - begin
+        check.took_seconds[name] = round(took, 1)
+        print(f"{name:12} {took:6.1f} s  {state}", flush=True)
         write(check, output)
+    print("\n".join(("goals:", *_gpu_goals.lines(_gpu_goals.judged(check.found)))), flush=True)
 
 
 def write(check: Check, output: Path) -> None:
@@ -337,6 +365,8 @@ def write(check: Check, output: Path) -> None:
         "device": check.device,
         "quick": check.is_quick,
         **check.found,
+        "goals": _gpu_goals.judged(check.found),
+        "took_seconds": check.took_seconds,
         "left_out": check.left_out,
         "failed": check.failed,
     }
