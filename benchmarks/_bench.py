@@ -46,6 +46,25 @@ config = StreamConfig(
 )
 print(sum(1 for _ in score_frames(sys.argv[1], load_scorer(sys.argv[3]), config=config)))
 """
+INFER = """
+import itertools, resource, sys
+from dgiqa_stream.config import SourceSettings
+from dgiqa_stream.scorer import load_scorer
+from dgiqa_stream.sources import open_source
+def cpu_seconds():
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    return spent.ru_utime + spent.ru_stime
+frames = open_source(sys.argv[1], SourceSettings(duration_seconds=1.0), stream="bench").frames()
+scorer = load_scorer(sys.argv[3])
+batches = [scorer.cut([frame.planes]) for frame in itertools.islice(frames, 16)]
+frames.close()
+scorer.infer(batches[0])
+num_frames, begin = int(sys.argv[2]), cpu_seconds()
+for batch in itertools.islice(itertools.cycle(batches), num_frames):
+    scorer.infer(batch)
+print(1e3 * (cpu_seconds() - begin) / num_frames)
+"""
+"""Prints the milliseconds of CPU that one inference takes, with nothing else going on."""
 NO_FRAMES_SECONDS = "0.001"
 """Of a clip: one frame, so that what a run over it costs is its start."""
 

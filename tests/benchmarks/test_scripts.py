@@ -77,3 +77,13 @@ def test_cpu_and_memory_are_those_of_the_program(script):
         child.kill()
     assert cpu == pytest.approx(0.5, abs=3 / os.sysconf("SC_CLK_TCK"))
     assert 200 < now_mb <= peak_mb < 240
+
+
+def test_what_is_neither_is_taken_round_by_round(script):
+    """A round in which all three programs are slowed leaves the share of the rest as it is."""
+    rounds = [(12.0, 4.0, 7.0), (24.0, 8.0, 14.0), (12.4, 4.0, 7.0)]
+    both, decode, inference = (list(column) for column in zip(*rounds, strict=True))
+    found = script("score_every_frame")._of_model(both, decode, inference, [1.0])
+    assert found["neither_over_decode"] == 0.25
+    assert found["cpu_ms_per_frame_neither"] == pytest.approx(1.4)
+    assert found["cpu_ms_per_frame_inference"] == 7.0
