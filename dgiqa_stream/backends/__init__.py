@@ -35,6 +35,7 @@ BACKENDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "onnxruntime": ("dgiqa_stream.backends._onnxruntime", ""),
         "onnxruntime-tensorrt": ("dgiqa_stream.backends._onnxruntime_tensorrt", ""),
         "torch": ("plugins.torch_gpu.backend", "gpu"),
+        "torch-tensorrt": ("plugins.torch_gpu.tensorrt.backend", "gpu-tensorrt"),
         "fake": ("dgiqa_stream.backends.fake", ""),
     }
 )
