@@ -233,7 +233,16 @@ def _gemm(inputs: _Inputs, attributes: _Attributes) -> Tensor:
 def _reduce_mean(inputs: _Inputs, attributes: _Attributes) -> Tensor:
     x, *axes = inputs
     dims = axes[0].tolist() if axes else attributes.get("axes") or list(range(x.ndim))
-    return x.mean(dims, keepdim=bool(attributes.get("keepdims", 1)), dtype=torch.float32)
+    return _mean(x, dims, bool(attributes.get("keepdims", 1)))
+
+
+def _mean(x: Tensor, dims: Any, keepdim: bool) -> Tensor:
+    """In float32. An exported program casts first: torch-tensorrt does not read a mean's ``dtype``,
+    and would take it in half precision.
+    """
+    if torch.compiler.is_compiling():
+        return x.float().mean(dims, keepdim=keepdim)
+    return x.mean(dims, keepdim=keepdim, dtype=torch.float32)
 
 
 def _split(inputs: _Inputs, attributes: _Attributes) -> tuple[Tensor, ...]:
@@ -259,7 +268,7 @@ _OPERATIONS: Mapping[str, Callable[[_Inputs, _Attributes], Tensor | tuple[Tensor
     "Div": lambda i, a: i[0] / i[1],
     "Flatten": lambda i, a: i[0].flatten(a.get("axis", 1)),
     "Gemm": _gemm,
-    "GlobalAveragePool": lambda i, a: i[0].mean((2, 3), keepdim=True, dtype=torch.float32),
+    "GlobalAveragePool": lambda i, a: _mean(i[0], (2, 3), True),
     "Identity": lambda i, a: i[0],
     "Mul": lambda i, a: i[0] * i[1],
     "ReduceMean": _reduce_mean,

@@ -204,6 +204,17 @@ def test_bytes_are_numbers_before_anything_else(program):
         assert uses[0].args[1] == torch.float32
 
 
+def test_means_are_of_float32_by_a_cast(program):
+    """torch-tensorrt's converter drops a mean's ``dtype``, so none has one, and each is of a tensor
+    that is float32 already.
+    """
+    means = [n for n in program.graph.nodes if str(n.target) == "aten.mean.dim"]
+    assert len(means) == 10
+    for node in means:
+        assert "dtype" not in node.kwargs
+        assert node.args[0].meta["val"].dtype == torch.float32
+
+
 def test_an_engine_runs_as_its_network(model, network, tensorrt):
     """Through addresses alone, batches of three sizes give the network's outputs; each size has one
     context, made once.
