@@ -216,7 +216,9 @@ def int8(
         batches = training_batches(
             views, rated=rated, degraded=degraded, batch=tune.batch, seed=tune.seed
         )
-        quantised = tune_and_quantize(graph, quantize, tune, calibration, batches, ranges=trained)
+        quantised = tune_and_quantize(
+            graph, quantize, tune, calibration, batches, ranges=trained, tell=say
+        )
     else:
         make = quantize_for_tensorrt if for_gpu else quantize_onnx
         quantised = make(graph, quantize, calibration, ranges=trained)

@@ -92,11 +92,12 @@ def tune_and_quantize(
     batches: Callable[[int], Views],
     *,
     ranges: Ranges | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> onnx.ModelProto:
     """As :func:`quantize_for_tensorrt`, after the weights have learnt the coarser steps.
 
-    ``batches`` gives the training pictures of a step. Trained ranges, where there are any, or the
-    settings' calibration are where each tensor's scale begins.
+    ``batches`` gives the training pictures of a step, ``tell`` hears how far it is. Trained
+    ranges, where there are any, or the settings' calibration are where each tensor's scale begins.
     """
     if config.calibration == "best":
         config, _ = choose_for_tensorrt(graph, config, calibration, ranges=ranges)
@@ -112,6 +113,7 @@ def tune_and_quantize(
         batches,
         fixed=list(pictures),
         float_nodes=config.float_nodes,
+        tell=tell,
     )
     return quantize_for_tensorrt(tuned, config, calibration, measured=spans, reference=graph)
 

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgiqa_stream.errors import ModelError
-from distill.say import say
 from quant.calibration import Views
 from quant.calibration_methods import Spans
 from quant.correction import head_nodes, replace_constant
@@ -158,17 +157,18 @@ def tune_for_tensorrt(
     *,
     fixed: Sequence[str] = (),
     float_nodes: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[onnx.ModelProto, Spans]:
     """The graph with other weights, on INT8's grid, and the spans to round its activations by.
 
     ``batches`` gives the views of a step (uint8, any number of pictures), ``spans`` where the
-    scales begin; those of ``fixed`` stay. Raises :class:`ModelError` where the loss is no longer a
-    number.
+    scales begin; those of ``fixed`` stay; ``tell`` hears how far it is. Raises :class:`ModelError`
+    where the loss is no longer a number.
     """
     core = features_and_logit(graph)
     aim = OnnxModule(core).eval()
     model = RoundingModule(core, spans, fixed=fixed, float_nodes=float_nodes)
-    _fit_(model, aim, config, batches)
+    _fit_(model, aim, config, batches, tell)
     tuned = onnx.ModelProto.FromString(graph.SerializeToString())
     for name, values in model.weights().items():
         replace_constant(tuned, name, values)
@@ -176,7 +176,11 @@ def tune_for_tensorrt(
 
 
 def _fit_(
-    model: RoundingModule, aim: OnnxModule, config: TuneConfig, batches: Callable[[int], Views]
+    model: RoundingModule,
+    aim: OnnxModule,
+    config: TuneConfig,
+    batches: Callable[[int], Views],
+    tell: Callable[[str], None],
 ) -> None:
     optimiser = torch.optim.Adam(_groups(model, config))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, config.num_steps))
@@ -198,7 +202,7 @@ def _fit_(
         optimiser.step()
         schedule.step()
         if step % _SAY_EVERY == 0:
-            say(f"step {step}/{config.num_steps}  loss {loss.item():.4f}")
+            tell(f"step {step}/{config.num_steps}  loss {loss.item():.4f}")
 
 
 def _spread(features: Tensor, known: Tensor | None) -> Tensor:
