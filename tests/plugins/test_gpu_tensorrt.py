@@ -76,19 +76,23 @@ class Context(Known):
         self._engine, self._shapes, self._addresses = engine, {}, {}
 
     def set_device_memory(self, address, size):
+        """As TensorRT's; the block must be aligned and as large as was asked for."""
         assert address % 64 == 0  # of torch on a CPU; 512 on a GPU
         assert size >= 4096
         self._memory = address
 
     def set_input_shape(self, name, shape):
+        """As TensorRT's: false beyond the largest batch of the profile."""
         assert not self._addresses, "a shape is set before the first run"
         self._shapes[name] = shape
         return shape[0] <= BATCHES[-1]
 
     def set_tensor_address(self, name, address):
+        """As TensorRT's."""
         self._addresses[name] = address
 
     def execute_async_v3(self, stream):
+        """As TensorRT's, at once: reads and writes at the addresses."""
         assert self._memory
         assert set(self._addresses) == set(self._engine._names)
         views = {
@@ -118,9 +122,11 @@ class PlanEngine(Known):
         self.num_io_tensors = len(self._names)
 
     def get_tensor_name(self, n):
+        """As TensorRT's."""
         return self._names[n]
 
     def create_execution_context(self, strategy):
+        """As TensorRT's; counted."""
         assert strategy == "user managed"
         object.__setattr__(self, "_num_contexts", self._num_contexts + 1)
         return Context(self)
