@@ -26,6 +26,7 @@ from dgiqa_stream.manifest import (
     manifest_path,
 )
 from dgiqa_stream.preprocess import ViewSpec
+from quant.narrow import narrow_
 
 OPSET = 20
 OUTPUT = "quality"
@@ -104,8 +105,13 @@ def write_model(
     domain: DomainSpec | None = None,
     target: str = "onnxruntime",
 ) -> ModelManifest:
-    """Write ``path`` and its manifest; both appear whole or not at all."""
+    """Write ``path`` and its manifest; both appear whole or not at all.
+
+    Of an INT8 model the head's weights are narrowed in ``graph``, too; see :mod:`quant.narrow`.
+    """
     _forget_origins(graph)
+    if precision == "int8":
+        narrow_(graph)
     manifest = ModelManifest(
         schema=SCHEMA,
         id=name,

@@ -33,6 +33,7 @@ from quant.correction import (
     replace_constant,
 )
 from quant.kernel_ridge import KernelRidge
+from quant.narrow import on_row_grid
 
 _SMALLEST_QUALITY = 0.02
 _LINEAR_BEYOND = 0.5
@@ -330,7 +331,7 @@ def refit_(
     wanted = _anchored(_logits(teacher(a)), former, labels, config.pseudo_mos_share)
     head = distil_heads(a, b, wanted, labels, config)
     _put(reference, head)
-    weight = head.hidden_weight * slope
+    weight = on_row_grid(head.hidden_weight * slope)  # so that the file can hold it as INT8
     bias = head.hidden_bias + head.hidden_weight @ offset
     _put(quantised, Head(weight, bias, head.quality_weight, head.quality_bias))
     return head_size(quantised)

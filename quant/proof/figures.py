@@ -14,6 +14,7 @@ from dgiqa_stream.errors import ConfigError, ModelError
 from dgiqa_stream.manifest import LoadedModel, load_model
 from dgiqa_stream.preprocess import make_batch
 from quant.calibration import Views
+from quant.narrow import widen_
 from quant.proof.artefacts import NamedPicture
 from quant.proof.latency import LatencySettings, measure_latency
 from quant.proof.layers import float_convs, integer_convs, layer_noise
@@ -45,10 +46,11 @@ def load_models(names: Sequence[str]) -> list[LoadedModel]:
 
 
 def read_graph(model: LoadedModel) -> onnx.ModelProto:
-    """The graph; raises :class:`ModelError` for a file that is none."""
+    """The graph, its head in float; raises :class:`ModelError` for a file that is none."""
     try:
         graph = onnx.load(model.path)
         onnx.checker.check_model(graph)
+        widen_(graph)
     except (onnx.checker.ValidationError, ValueError, OSError) as exc:
         raise ModelError(f"{model.path.name} is no ONNX model: {str(exc).splitlines()[0]}") from exc
     except Exception as exc:
