@@ -30,24 +30,31 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", envvar="DGIQA_MODEL", help="Shipped name or path of a .onnx."),
-]
-Device = Annotated[
-    str, typer.Option(envvar="DGIQA_DEVICE", help="auto, cpu, cuda, cuda:N or cuda:N,cuda:M.")
-]
-Backend = Annotated[
-    str, typer.Option(envvar="DGIQA_BACKEND", help="onnxruntime, or torch of the gpu extra.")
-]
-Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        envvar="DGIQA_STRICT",
-        help="Refuse to run on the CPU what --device auto or --hardware was to run on a GPU.",
-    ),
-]
+_MODEL = typer.Option(
+    "--model", "-m", envvar="DGIQA_MODEL", help="Shipped name or path of a .onnx."
+)
+_BACKEND = typer.Option(
+    envvar="DGIQA_BACKEND",
+    help="onnxruntime; on a GPU also torch, torch-tensorrt or onnxruntime-tensorrt.",
+)
+_DEVICE = typer.Option(
+    envvar="DGIQA_DEVICE",
+    help="auto, cpu, cuda or cuda:N; of the torch backends also several: cuda:N,cuda:M.",
+)
+_STRICT = typer.Option(
+    "--strict",
+    envvar="DGIQA_STRICT",
+    help="Refuse to run on the CPU what --device auto or --hardware was to run on a GPU.",
+)
+_THREADS = typer.Option(
+    envvar="DGIQA_THREADS", min=1, max=256, help="CPU threads of one inference."
+)
+# Given ones are None where they were not given, because a configuration file may say it then.
+Model, GivenModel = Annotated[str, _MODEL], Annotated[str | None, _MODEL]
+Backend, GivenBackend = Annotated[str, _BACKEND], Annotated[str | None, _BACKEND]
+Device, GivenDevice = Annotated[str, _DEVICE], Annotated[str | None, _DEVICE]
+Strict, GivenStrict = Annotated[bool, _STRICT], Annotated[bool | None, _STRICT]
+Threads, GivenThreads = Annotated[int, _THREADS], Annotated[int | None, _THREADS]
 Hardware = Annotated[
     str | None,
     typer.Option(
@@ -73,12 +80,10 @@ GpuProfile = Annotated[
 MaxGpuMb = Annotated[
     int | None,
     typer.Option(
-        "--max-gpu-mb", envvar="DGIQA_MAX_GPU_MB", help="Memory of each GPU that torch may take."
+        "--max-gpu-mb",
+        envvar="DGIQA_MAX_GPU_MB",
+        help="Memory of each GPU that torch may take, in MB; 0: all.",
     ),
-]
-Threads = Annotated[
-    int,
-    typer.Option(envvar="DGIQA_THREADS", min=1, max=256, help="CPU threads of one inference."),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", envvar="DGIQA_QUIET", help="No progress, no summary.")
