@@ -96,7 +96,7 @@ def _why_hardware(name: str) -> str:
     """Whether streams can be decoded there."""
     from dgiqa_stream.sources import why_no_hardware
 
-    reason = why_no_hardware(name)
+    reason = why_no_hardware(SourceSettings(hardware=name))
     return f"{_FAILED}: {reason}" if reason else "usable"
 
 

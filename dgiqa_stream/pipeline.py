@@ -20,7 +20,7 @@ from dgiqa_stream.reader import ReadAhead
 from dgiqa_stream.sampler import Sampler, make_sampler
 from dgiqa_stream.scorer import Scorer, scorer_of
 from dgiqa_stream.session import Ended, Session, SessionResult
-from dgiqa_stream.sources import open_source
+from dgiqa_stream.sources import open_source, why_no_hardware
 from dgiqa_stream.supervisor import LIMIT_TOLERANCE_SECONDS, ReconnectingSource
 from dgiqa_stream.telemetry import Telemetry
 from dgiqa_stream.types import Frame, FrameScore, StreamInfo
@@ -79,6 +79,7 @@ def _reader(
     sampler: Sampler | None = None,
     opener: Callable[[], Source] | None = None,
 ) -> ReadAhead:
+    why_no_hardware(config.source)  # loads torch here, which is not the source's time to open
     return ReadAhead(
         opener or (lambda: open_source(url, config.source, stream=stream)),
         sampler=sampler or make_sampler(config.sampler),

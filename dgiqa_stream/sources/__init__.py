@@ -139,9 +139,11 @@ def is_still(info: StreamInfo) -> bool:
     return info.container.endswith("_pipe") or info.container in ("image2", "gif")
 
 
-def why_no_hardware(name: str) -> str:
-    """Why streams cannot be decoded on ``cuda``, ``cuda:N``, ``qsv`` or ``amf``; empty: can be."""
-    from dgiqa_stream.config import SourceSettings
+def why_no_hardware(settings: SourceSettings) -> str:
+    """Why streams cannot be decoded on the device that the settings name; empty: they can be.
+
+    The first call for a device loads what it needs, which may take seconds.
+    """
     from dgiqa_stream.sources._hardware import hardware_of
 
-    return hardware_of(SourceSettings(hardware=name))[1]
+    return hardware_of(settings)[1]

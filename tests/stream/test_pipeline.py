@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -595,6 +596,26 @@ def test_closing_the_iterator_stops_the_reader(fake_scorer):
     frames.close()
     check_laws(telemetry.counts())
     assert telemetry.counts()[Count.SCORED] == 1
+
+
+def test_what_a_device_needs_is_loaded_before_the_source(fake_scorer, media, tmp_path, monkeypatch):
+    """The plugin of ``source.hardware`` is loaded by the caller's thread, so that the seconds that
+    torch takes do not count as the source's time to open.
+    """
+    (tmp_path / "slow_decoder.py").write_text(
+        "import threading\n"
+        "loaded_by = threading.current_thread()\n"
+        "class Absent:\n"
+        "    why_not = staticmethod(lambda: 'no driver')\n"
+        "open_decoder = lambda device: Absent\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(
+        "dgiqa_stream.sources._hardware.DECODERS", {"cuda": ("slow_decoder", "gpu")}
+    )
+    config = parse_config({**EVERY, "source": {"hardware": "cuda"}})
+    assert len(list(score_frames(str(media["vfr"]), fake_scorer, config=config))) > 0
+    assert sys.modules.pop("slow_decoder").loaded_by is threading.current_thread()
 
 
 def test_score_frames_raises_after_the_frames_before(fake_scorer, media):
