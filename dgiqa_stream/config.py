@@ -24,6 +24,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]  # each is really started
+_HARDWARE = r"^(none|cuda(:\d{1,3})?|qsv|amf)$"
 StreamId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
@@ -51,7 +52,7 @@ class SourceSettings(_Settings, frozen=True):
     """Stop after this much presentation time."""
     deinterlace: Literal["none", "bob"] = "none"
     """``bob``: two progressive pictures of each frame that is flagged as interlaced."""
-    hardware: Annotated[str, msgspec.Meta(pattern=r"^(none|cuda(:\d{1,3})?|qsv|amf)$")] = "none"
+    hardware: Annotated[str, msgspec.Meta(pattern=_HARDWARE)] = "none"
     """``cuda``, ``cuda:N``, ``qsv`` or ``amf`` decodes there, where it can: software takes what is
     left."""
     strict: bool = False
@@ -318,6 +319,8 @@ def _rule(kind: inspect.Type) -> str:
         case inspect.LiteralType():
             return f"one of {', '.join(map(str, kind.values))}"
         case inspect.StrType():
+            if kind.pattern == _HARDWARE:
+                return "one of none, cuda, cuda:N, qsv, amf"
             return "text" + (f" that matches {kind.pattern}" if kind.pattern else "")
         case inspect.BoolType():
             return "true or false"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dgiqa_stream.manifest import LoadedModel
+    from dgiqa_stream.manifest import LoadedModel, ModelManifest
     from dgiqa_stream.preprocess import ViewSpec
     from dgiqa_stream.telemetry import DeviceStatus
     from dgiqa_stream.types import Crop, FrameBatch, Planes
@@ -175,6 +175,13 @@ def not_loaded(backend: str, exc: ImportError, *, extra: str = "") -> BackendUna
     wanted = f"dgiqa-stream[{extra}]" if extra else "dgiqa-stream"
     reason = f"needs {exc.name!r}" if exc.name else f"cannot be loaded ({exc})"
     return BackendUnavailable(f"the {backend} backend {reason}: pip install '{wanted}'")
+
+
+def output_names(manifest: ModelManifest) -> dict[str, str]:
+    """Field of :class:`Outputs` to the graph's name for it, as far as the model has them."""
+    specs = {"spread": manifest.interval, "unfamiliar": manifest.domain}
+    more = {field: spec.output for field, spec in specs.items() if spec is not None}
+    return {"quality": manifest.output.name, **more}
 
 
 def engine_folder() -> Path:

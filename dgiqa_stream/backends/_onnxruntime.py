@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgiqa_stream.backends import BackendStatus, Outputs, not_loaded
+from dgiqa_stream.backends import BackendStatus, Outputs, not_loaded, output_names
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, ModelError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dgiqa_stream.manifest import LoadedModel, ModelManifest
+    from dgiqa_stream.manifest import LoadedModel
     from dgiqa_stream.types import FrameBatch
 
     _Preferred = tuple[str, Callable[[], Mapping[str, Any]]]
@@ -49,7 +49,10 @@ def open_model(
     except ImportError as exc:
         raise not_loaded("onnxruntime", exc) from exc
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"unknown device {device!r}; known here: auto, cpu, cuda, cuda:N")
+        several = "; several GPUs need --backend torch" if "," in device else ""
+        raise ConfigError(
+            f"unknown device {device!r}; known here: auto, cpu, cuda, cuda:N{several}"
+        )
     known = ort.get_available_providers()
     if device.startswith("cuda") and _CUDA not in known:
         raise BackendUnavailable(
@@ -125,7 +128,7 @@ def _check_inputs(session: Any, model: LoadedModel) -> None:
 def _check_outputs(session: Any, model: LoadedModel) -> None:
     """The graph has the outputs that the manifest names, with one number for each frame."""
     found = {o.name: tuple(o.shape) for o in session.get_outputs()}
-    for name in _output_names(model.manifest).values():
+    for name in output_names(model.manifest).values():
         shape = found.get(name)
         if shape is None or any(isinstance(n, int) and n != 1 for n in shape[1:]):
             raise ModelError(
@@ -133,13 +136,6 @@ def _check_outputs(session: Any, model: LoadedModel) -> None:
                 "frame: they belong to different models; export both again with "
                 "`dgiqa-quant export`"
             )
-
-
-def _output_names(manifest: ModelManifest) -> dict[str, str]:
-    """Field of :class:`Outputs` to the graph's name for it, as far as the model has them."""
-    specs = {"spread": manifest.interval, "unfamiliar": manifest.domain}
-    more = {field: spec.output for field, spec in specs.items() if spec is not None}
-    return {"quality": manifest.output.name, **more}
 
 
 class OnnxRuntimeBackend:
@@ -153,7 +149,7 @@ class OnnxRuntimeBackend:
         max_batch: int | None = None,
     ) -> None:
         self._session, self._max_batch = session, max_batch
-        names = _output_names(model.manifest)
+        names = output_names(model.manifest)
         self._fields, self._names = tuple(names), list(names.values())
         self._status = status
 

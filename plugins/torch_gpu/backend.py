@@ -6,7 +6,7 @@ The runtime's name for it is ``torch``; see :func:`open_model`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgiqa_stream.backends import BackendStatus, Outputs
+from dgiqa_stream.backends import BackendStatus, Outputs, output_names
 from dgiqa_stream.errors import ModelError
 from dgiqa_stream.scorer import FLAT_STEPS
 from dgiqa_stream.telemetry import DeviceStatus
@@ -43,7 +43,7 @@ from plugins.torch_gpu.views import cut_views
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dgiqa_stream.manifest import LoadedModel, ModelManifest
+    from dgiqa_stream.manifest import LoadedModel
     from dgiqa_stream.preprocess import ViewSpec
     from dgiqa_stream.types import Crop, FrameBatch, Planes
 
@@ -80,18 +80,38 @@ def open_model(
     """
     _refuse_other_files(model)
     places, reason = devices_of(device)
+    wait, most = gathering(gpu_profile, max_batch, budget_seconds)
+
+    def on_one(where: torch.device) -> TorchBackend:
+        chosen: Precision = precision or ("fp16" if where.type == "cuda" else "fp32")
+        if where.type == "cpu":
+            torch.set_num_threads(num_threads)
+        active = f"torch:{where} {chosen}"
+        status = BackendStatus(f"{requested}:{device}", active, instead or reason)
+        engine, batch = _engine(model, where, chosen, most, max_gpu_mb * MEGABYTE)
+        return TorchBackend(engine, model, status, batch, wait)
+
+    return on_each(places, on_one)
+
+
+def gathering(
+    gpu_profile: str, max_batch: int | None, budget_seconds: float | None
+) -> tuple[float, int]:
+    """How long frames wait for a batch, and the largest one: of the profile, where not given."""
     seconds, most = PROFILES[gpu_profile]
-    wait = seconds if budget_seconds is None else budget_seconds
+    return seconds if budget_seconds is None else budget_seconds, max_batch or most
+
+
+def on_each(
+    places: Sequence[torch.device], on_one: Callable[[torch.device], TorchBackend]
+) -> TorchBackend | SpreadBackend:
+    """A backend for each device that has scored a black frame there; where one cannot, none is left
+    open and that is raised.
+    """
     opened: list[TorchBackend] = []
     try:
         for where in places:
-            chosen: Precision = precision or ("fp16" if where.type == "cuda" else "fp32")
-            if where.type == "cpu":
-                torch.set_num_threads(num_threads)
-            active = f"torch:{where} {chosen}"
-            status = BackendStatus(f"{requested}:{device}", active, instead or reason)
-            engine, batch = _engine(model, where, chosen, max_batch or most, max_gpu_mb * MEGABYTE)
-            opened.append(checked(TorchBackend(engine, model, status, batch, wait)))
+            opened.append(_checked(on_one(where)))
     except BaseException:
         for backend in opened:
             backend.close()
@@ -140,7 +160,7 @@ def _engine(
         ) from exc
 
 
-def checked(backend: TorchBackend) -> TorchBackend:
+def _checked(backend: TorchBackend) -> TorchBackend:
     """The same, once it has scored a black frame; where it cannot, it is closed and that raised."""
     try:
         backend.check()
@@ -188,7 +208,7 @@ class TorchBackend:
         """Take an engine that nobody else uses."""
         self._engine, self._model, self._status = engine, model, status
         self._specs = tuple(model.manifest.preprocess.views)
-        self._fields = _fields_of(model.manifest)
+        self._fields = output_names(model.manifest)
         self._service: BatchService[Piece, dict[str, float]] = BatchService(
             self._run,
             Batcher(max_batch=max_batch, budget_seconds=budget_seconds),
@@ -347,10 +367,3 @@ def _told_of(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {}
     return device_status(device.index or 0, uuid=uuid_of(device))
-
-
-def _fields_of(manifest: ModelManifest) -> dict[str, str]:
-    """Field of :class:`Outputs` to the graph's name for it, as far as the model has them."""
-    specs = {"spread": manifest.interval, "unfamiliar": manifest.domain}
-    more = {field: spec.output for field, spec in specs.items() if spec is not None}
-    return {"quality": manifest.output.name, **more}

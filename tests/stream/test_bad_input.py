@@ -183,6 +183,8 @@ def answering():
         (["watch", PATTERN, "--curve-dir", "no"], "--curve-dir: no CURVE key in no"),
         (["sub", "tcp://127.0.0.1:1", "--curve-dir", "no"], "--curve-dir: no CURVE key in no"),
         (["score", "x.mp4", "--device", "tpu"], "unknown device 'tpu'"),
+        (["score", "x.mp4", "--device", "cuda:0,cuda:1"], "several GPUs need --backend torch"),
+        (["score", "x.mp4", "--hardware", "tpu"], "tpu is refused: give one of none, cuda, cuda:N"),
         (["score", "x.mp4", "--log-level", "loud"], "'loud'"),
         (["watch"], "nothing to watch"),
         (["watch", PATTERN, PATTERN], "two streams are named 'pattern-clean'"),

@@ -15,7 +15,7 @@ import torch
 from dgiqa_stream.backends import BackendStatus, engine_folder
 from dgiqa_stream.errors import BackendUnavailable, ModelError
 from plugins.torch_gpu import backend as torch_backend
-from plugins.torch_gpu.backend import PROFILES, TorchBackend, checked
+from plugins.torch_gpu.backend import TorchBackend, gathering, on_each
 from plugins.torch_gpu.devices import devices_of
 from plugins.torch_gpu.engine import Engine, buckets_up_to
 from plugins.torch_gpu.network import OnnxNetwork
@@ -55,11 +55,10 @@ def open_model(
     places, reason = devices_of(device)
     reason = reason or _why_torch(places, max_gpu_mb)
     if not reason:
-        seconds, most = PROFILES[gpu_profile]
-        wait = seconds if budget_seconds is None else budget_seconds
+        wait, most = gathering(gpu_profile, max_batch, budget_seconds)
         kept = cache or EngineCache(engine_folder())
         try:
-            return _with_engines(model, device, places, max_batch or most, wait, kept)
+            return _with_engines(model, device, places, most, wait, kept)
         except Exception as exc:  # noqa: BLE001 - whatever it is, torch runs the model without it
             reason = " ".join(str(exc).split())[:300] or type(exc).__name__
     _logger.warning("%s runs by torch alone: %s", NAME, reason)
@@ -95,20 +94,16 @@ def _with_engines(
 ) -> TorchBackend | SpreadBackend:
     """One engine on each device; GPUs of one kind share what is built and kept."""
     shapes = {view.name: view.shape for view in model.manifest.preprocess.views}
-    opened: list[TorchBackend] = []
-    try:
-        for where in places:
-            key = key_of(model, where, max_batch)
-            active = f"{NAME}:{where} {key.precision} (TensorRT {key.tensorrt})"
-            network = open_network(model, key, where, cache)
-            engine = Engine(network, shapes, where, max_batch=max_batch)
-            status = BackendStatus(f"{NAME}:{device}", active)
-            opened.append(checked(TorchBackend(engine, model, status, max_batch, budget_seconds)))
-    except BaseException:
-        for backend in opened:
-            backend.close()
-        raise
-    return opened[0] if len(opened) == 1 else SpreadBackend(opened)
+
+    def on_one(where: torch.device) -> TorchBackend:
+        key = key_of(model, where, max_batch)
+        active = f"{NAME}:{where} {key.precision} (TensorRT {key.tensorrt})"
+        network = open_network(model, key, where, cache)
+        engine = Engine(network, shapes, where, max_batch=max_batch)
+        status = BackendStatus(f"{NAME}:{device}", active)
+        return TorchBackend(engine, model, status, max_batch, budget_seconds)
+
+    return on_each(places, on_one)
 
 
 def key_of(model: LoadedModel, where: torch.device, max_batch: int) -> EngineKey:
