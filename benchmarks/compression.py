@@ -139,8 +139,6 @@ def depth_cpu(network: Callable[[np.ndarray], object], picture: np.ndarray) -> f
 
 def agreed(arguments: argparse.Namespace) -> dict[str, Any]:
     """The student's order of unseen pictures against teachers' order of them."""
-    if not arguments.teacher:
-        raise SystemExit("--parts agreement needs --teacher: a file of `teach`, or a model")
     rated = rated_pictures(
         arguments.packs, num_rated=arguments.num_agreed, num_ladders=arguments.num_ladders
     )
@@ -277,6 +275,8 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     if arguments.packs is None and {"student", "agreement"} & set(arguments.parts):
         parser.error("--packs is needed for student and agreement")
+    if not arguments.teacher and "agreement" in arguments.parts:
+        parser.error("--teacher is needed for agreement: a file of `teach`, a name or .onnx")
     parts = kept_parts(arguments.output)
     for part in arguments.parts:
         parts[part] = measured_now(part, arguments)

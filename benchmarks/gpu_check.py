@@ -3,8 +3,9 @@
     python benchmarks/gpu_check.py            # or: make gpu-check
     python benchmarks/gpu_check.py --device cpu --quick --output FOLDER   # the same code, tiny
 
-It needs torch, NumPy and a CUDA driver. What more there is of PyAV, msgspec, onnx, OpenCV, ONNX
-Runtime, nvidia-ml-py and pytest, the more is measured; what is left out is named with its reason.
+It needs torch, NumPy and a CUDA driver. The more there is of PyAV, msgspec, onnx, OpenCV, ONNX
+Runtime, nvidia-ml-py, Triton, torch-tensorrt and pytest, the more is measured; what is left out is
+named with its reason.
 The result is written after each part, so that a run cut short keeps what it has. Exit code 1 where
 a part failed, or where ``FAIL_WITHOUT_GPU=1`` is set and there is no GPU.
 """

@@ -43,6 +43,23 @@ def test_a_part_that_is_not_asked_for_stays(script, tmp_path, monkeypatch):
     assert found["machine"]["cores"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [(["--teacher", "student"], "--packs"), (["--packs", "packs"], "--teacher")],
+)
+def test_what_a_part_needs_is_asked_for_first(
+    script, tmp_path, monkeypatch, capsys, words, missing
+):
+    """A word that is missing for one part is told by name before any part is measured."""
+    compression, measured = script("compression"), []
+    for part in compression.PARTS:
+        monkeypatch.setitem(compression.MEASURED, part, measured.append)
+    with pytest.raises(SystemExit):
+        compression.main([*words, "-o", str(tmp_path / "compression.json")])
+    assert f"{missing} is needed for" in capsys.readouterr().err
+    assert measured == []
+
+
 def test_cpu_seconds_are_those_of_one_call(script):
     """Twice the work in each call is twice the CPU, whatever the wall clock says."""
     import time
