@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import av
@@ -64,11 +64,7 @@ class MediaEngine:
 
     def planes_of(self, frame: av.VideoFrame, **tags: Any) -> Planes:
         """Nothing that :meth:`has` denies is asked for."""
-        _refuse(frame)
-
-
-def _refuse(frame: av.VideoFrame) -> NoReturn:
-    raise ValueError(f"a frame of layout {frame.format.name} lies in memory")
+        raise ValueError(f"a frame of layout {frame.format.name} lies in memory")
 
 
 @lru_cache(maxsize=2)
