@@ -50,11 +50,16 @@ _THREADS = typer.Option(
     envvar="DGIQA_THREADS", min=1, max=256, help="CPU threads of one inference."
 )
 # Given ones are None where they were not given, because a configuration file may say it then.
-Model, GivenModel = Annotated[str, _MODEL], Annotated[str | None, _MODEL]
-Backend, GivenBackend = Annotated[str, _BACKEND], Annotated[str | None, _BACKEND]
-Device, GivenDevice = Annotated[str, _DEVICE], Annotated[str | None, _DEVICE]
-Strict, GivenStrict = Annotated[bool, _STRICT], Annotated[bool | None, _STRICT]
-Threads, GivenThreads = Annotated[int, _THREADS], Annotated[int | None, _THREADS]
+Model = Annotated[str, _MODEL]
+GivenModel = Annotated[str | None, _MODEL]
+Backend = Annotated[str, _BACKEND]
+GivenBackend = Annotated[str | None, _BACKEND]
+Device = Annotated[str, _DEVICE]
+GivenDevice = Annotated[str | None, _DEVICE]
+Strict = Annotated[bool, _STRICT]
+GivenStrict = Annotated[bool | None, _STRICT]
+Threads = Annotated[int, _THREADS]
+GivenThreads = Annotated[int | None, _THREADS]
 Hardware = Annotated[
     str | None,
     typer.Option(
