@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dgiqa_stream.types import Crop, FrameBatch, Planes
 
 ENTRY_POINT_GROUP = "dgiqa_stream.backends"
+_logger = logging.getLogger("dgiqa_stream.backends")
 """Entry points of other packages: a name, and a callable like ``open_model`` of the table's."""
 
 BACKENDS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -119,7 +121,7 @@ def open_backend(
     one inference may use; ``options`` are more arguments of the engine's opener. Raises
     :class:`BackendUnavailable` where the engine or device is absent and, where it is ``strict``,
     where something else would run than what ``auto`` is to find; :class:`ConfigError` where the
-    engine has no such option.
+    engine has no such option. Another engine in its place is told in one warning.
     """
     opened = _opened(model, backend, device, num_threads, options)
     status = opened.status
@@ -129,6 +131,8 @@ def open_backend(
             f"{status.requested} would run as {status.active} ({status.reason}), which --strict "
             "refuses: mend that, name the device, or leave --strict out"
         )
+    if status.reason and not status.active.startswith(f"{backend}:"):
+        _logger.warning("%s runs as %s: %s", backend, status.active, status.reason)
     return opened
 
 

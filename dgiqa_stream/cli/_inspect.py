@@ -190,6 +190,7 @@ def doctor(
         "source.hardware": ("--hardware", hardware),
         "source.strict": ("--strict", strict),
     }
+    shared.set_up_logging(shared.LogLevel.WARNING)
     settings, wording = settle(StreamConfig(), given)
     with wording.errors():
         found = examine(settings)

@@ -391,7 +391,9 @@ def test_without_a_gpu_torch_runs_and_the_reason_is_told_once(model, device, cap
         assert backend.status.requested == f"torch-tensorrt:{device}"
         assert backend.status.active == "torch:cpu fp32"
         assert backend.status.reason
-        assert caplog.messages == [f"torch-tensorrt runs by torch alone: {backend.status.reason}"]
+        assert caplog.messages == [
+            f"torch-tensorrt runs as torch:cpu fp32: {backend.status.reason}"
+        ]
     finally:
         backend.close()
 

@@ -57,9 +57,9 @@ def built_with(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")
-def test_without_the_provider_the_cpu_runs_and_the_reason_is_told(model):
-    """``auto`` falls to the CPU, whose scores are the same, names what is missing, and ``strict``
-    refuses.
+def test_without_the_provider_the_cpu_runs_and_the_reason_is_told(model, caplog):
+    """``auto`` falls to the CPU and names what is missing, in one warning, too; ``strict`` refuses
+    by its error alone.
     """
     backend = open_backend(model, backend="onnxruntime-tensorrt")
     assert backend.status.requested == "onnxruntime-tensorrt:auto"
@@ -69,6 +69,8 @@ def test_without_the_provider_the_cpu_runs_and_the_reason_is_told(model):
         open_backend(model, backend="onnxruntime-tensorrt", strict=True)
     with pytest.raises(BackendUnavailable, match="needs ONNX Runtime with CUDA"):
         open_backend(model, backend="onnxruntime-tensorrt", device="cuda")
+    (told,) = caplog.messages
+    assert told == f"onnxruntime-tensorrt runs as onnxruntime:cpu: {backend.status.reason}"
 
 
 @pytest.mark.parametrize(

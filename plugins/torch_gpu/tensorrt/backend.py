@@ -1,7 +1,7 @@
 """``--backend torch-tensorrt``: the torch backend with an engine for a network, or without one.
 
 Where TensorRT is absent or builds no engine, the torch backend runs in its place: the status says
-so, one warning tells the reason, and ``--strict`` refuses.
+so, the runtime warns with the reason, and ``--strict`` refuses.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ def open_model(
             return _with_engines(model, device, places, most, wait, kept)
         except Exception as exc:  # noqa: BLE001 - whatever it is, torch runs the model without it
             reason = " ".join(str(exc).split())[:300] or type(exc).__name__
-    _logger.warning("%s runs by torch alone: %s", NAME, reason)
     return torch_backend.open_model(
         model,
         device=device,
