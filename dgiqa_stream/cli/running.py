@@ -30,10 +30,10 @@ EXTRAS_WITH: Mapping[str, Sequence[str]] = MappingProxyType(
         "safetensors": ("quant", "teacher"),
         "scipy": ("train", "shards"),
         "ssimulacra2": ("shards",),
-        "tensorrt": ("tensorrt",),
+        "tensorrt": ("tensorrt", "gpu-tensorrt"),
         "timm": ("teacher",),
         "torch": ("train", "quant", "teacher", "shards", "gpu"),
-        "torch_tensorrt": ("tensorrt",),
+        "torch_tensorrt": ("tensorrt", "gpu-tensorrt"),
         "torchvision": ("teacher",),
         "transformers": ("teacher",),
     }
