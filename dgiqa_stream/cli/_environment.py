@@ -17,6 +17,7 @@ PREFIX = "DGIQA"
 SISTER_PREFIXES = ("DGIQA_DISTILL", "DGIQA_QUANT")
 """Of the options of ``dgiqa-distill`` and ``dgiqa-quant``."""
 
+_WITHOUT_OPTION = frozenset({"DGIQA_ENGINE_CACHE"})  # docs/gpu.md
 _OTHERS = frozenset({"DGIQA_VERSION"})  # images often hold one
 _OF_TESTS = frozenset({"DGIQA_CHECKOUT", "DGIQA_ODD_MEDIA", "DGIQA_WEIGHTS"})
 _SIMILAR = 0.75  # of difflib's ratio: a slip of the fingers, not another word
@@ -31,7 +32,7 @@ def warn_of_unknown_variables(app: typer.Typer, names: Iterable[str], *, command
     suspects = [n for n in names if n.startswith(f"{PREFIX}_") and not _is_another_programs(n)]
     if not suspects:
         return
-    known = set(_variables(typer.main.get_command(app)))
+    known = {*_WITHOUT_OPTION, *_variables(typer.main.get_command(app))}
     for name in sorted(set(suspects) - known):
         say(f"warning: {name} is no setting and is ignored; {_hint(name, known, command)}")
 

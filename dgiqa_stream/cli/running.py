@@ -100,7 +100,7 @@ def _variable_of(exc: Any) -> str:
     if option is None or context is None or context.auto_envvar_prefix is None:
         return ""
     is_set = _is_from_environment(context, option)
-    return f" (from {_automatic_variable(context, option)})" if is_set else ""
+    return f" (from {_variable_set(context, option)})" if is_set else ""
 
 
 def _is_from_environment(context: Any, option: Any) -> bool:
@@ -108,8 +108,11 @@ def _is_from_environment(context: Any, option: Any) -> bool:
     return getattr(source, "name", "") == "ENVIRONMENT"
 
 
-def _automatic_variable(context: Any, option: Any) -> str:
-    return f"{context.auto_envvar_prefix}_{option.name}".upper()
+def _variable_set(context: Any, option: Any) -> str:
+    """The variable that gives an option's value: one that it names itself comes first."""
+    own = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
+    names = [*own, f"{context.auto_envvar_prefix}_{option.name}".upper()]
+    return next((name for name in names if os.environ.get(name)), names[-1])
 
 
 def _with_variable(text: str, context: Any) -> str:
@@ -118,10 +121,7 @@ def _with_variable(text: str, context: Any) -> str:
         said = next((o for o in option.opts if text.startswith(f"{o} ")), None)
         if said is None or not _is_from_environment(context, option):
             continue
-        own = [option.envvar] if isinstance(option.envvar, str) else list(option.envvar or ())
-        names = [*own, _automatic_variable(context, option)]
-        variable = next((name for name in names if os.environ.get(name)), names[-1])
-        return variable + text.removeprefix(said)
+        return _variable_set(context, option) + text.removeprefix(said)
     return text
 
 

@@ -35,6 +35,7 @@ def test_no_meaning_is_made_up(capsys, name):
     "name",
     [
         *("DGIQA_MODEL", "DGIQA_SCORE_FPS", "DGIQA_WATCH_MODEL", "DGIQA_CONFIG", "PATH"),
+        "DGIQA_ENGINE_CACHE",
         *(
             "DGIQA_DISTILL_TRAIN_PACKS",
             "DGIQA_QUANT_INT8_OUTPUT",
@@ -82,6 +83,16 @@ def test_a_refused_variable_is_named(run_cli, media, command, variable, value, s
     assert done.err.startswith(said)
     assert "--fps" not in done.err
     assert "--publish" not in done.err
+
+
+@pytest.mark.parametrize(
+    "variable", ["DGIQA_THREADS", "DGIQA_SCORE_THREADS", "DGIQA_SCORE_FPS", "DGIQA_MAX_GPU_MB"]
+)
+def test_a_variable_that_is_no_number_is_named(run_cli, media, variable):
+    """Also where an option has two variables: the one that was set is said, and not the other."""
+    done = run_cli("score", media["plain"], environment={variable: "abc"})
+    assert done.code == 2
+    assert f" (from {variable}); see `" in done.err
 
 
 def test_an_option_comes_before_its_variable(run_cli, media):
