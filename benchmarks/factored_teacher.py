@@ -3,7 +3,8 @@
     python benchmarks/factored_teacher.py --packs PACKS --backbone NPZ --cache DIR [--steps 300]
 
 DGIQA's bridges, Depth-CAR and head are taught on frozen MobileNetV2 pyramids, as in
-``configs/distill/teacher-mobilenetv2.toml`` (half of the published widths), for so many steps on
+``configs/distill/teacher-mobilenetv2.toml`` (half of the published widths, or what ``--narrower``
+leaves of it), for so many steps on
 one crop each of some training pictures. Then the layers that ``configs/quant/dgiqa-light.toml``
 names are factored, at its rank times the width over the published 960 and at others, BatchNorms
 are estimated again, and a short distillation from the whole teacher follows. SRCC is over
