@@ -107,10 +107,11 @@ def write_model(
 ) -> ModelManifest:
     """Write ``path`` and its manifest; both appear whole or not at all.
 
-    Of an INT8 model the head's weights are narrowed in ``graph``, too; see :mod:`quant.narrow`.
+    Of an INT8 model for ONNX Runtime the head's weights are narrowed in ``graph``, too; see
+    :mod:`quant.narrow`. TensorRT takes integers from Q/DQ nodes alone.
     """
     _forget_origins(graph)
-    if precision == "int8":
+    if precision == "int8" and target == "onnxruntime":
         narrow_(graph)
     manifest = ModelManifest(
         schema=SCHEMA,

@@ -63,9 +63,9 @@ def widen_(graph: onnx.ModelProto) -> None:
     """Undo :func:`narrow_`, in place: the same floats as constants."""
     stored = {t.name: t for t in graph.graph.initializer}
     for node in list(graph.graph.node):
-        if node.op_type != "Mul" or not node.input[1].endswith(_STEPS):
-            continue
         name = node.output[0]
+        if node.op_type != "Mul" or list(node.input) != [name + _WIDE, name + _STEPS]:
+            continue
         parts = [stored[name + _INTEGERS], stored[name + _STEPS]]
         integers, steps = (numpy_helper.to_array(part) for part in parts)
         (cast,) = [n for n in graph.graph.node if node.input[0] in n.output]

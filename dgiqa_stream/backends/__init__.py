@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dgiqa_stream.telemetry import DeviceStatus
     from dgiqa_stream.types import Crop, FrameBatch, Planes
 
-ENTRY_POINT_GROUP = "dgiqa_stream.backends"
 _logger = logging.getLogger("dgiqa_stream.backends")
+ENTRY_POINT_GROUP = "dgiqa_stream.backends"
 """Entry points of other packages: a name, and a callable like ``open_model`` of the table's."""
 
 BACKENDS: Mapping[str, tuple[str, str]] = MappingProxyType(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dgiqa_stream.backends import BackendStatus, Outputs, output_names
-from dgiqa_stream.errors import ModelError
+from dgiqa_stream.errors import ConfigError, ModelError
 from dgiqa_stream.scorer import FLAT_STEPS
 from dgiqa_stream.telemetry import DeviceStatus
 from plugins.torch_gpu.batching import Batcher
@@ -97,7 +97,12 @@ def open_model(
 def gathering(
     gpu_profile: str, max_batch: int | None, budget_seconds: float | None
 ) -> tuple[float, int]:
-    """How long frames wait for a batch, and the largest one: of the profile, where not given."""
+    """How long frames wait for a batch, and the largest one: of the profile, where not given.
+
+    Raises :class:`ConfigError` for a profile that is none.
+    """
+    if gpu_profile not in PROFILES:
+        raise ConfigError(f"unknown gpu_profile {gpu_profile!r}; known here: {', '.join(PROFILES)}")
     seconds, most = PROFILES[gpu_profile]
     return seconds if budget_seconds is None else budget_seconds, max_batch or most
 

@@ -71,7 +71,7 @@ def batch_within(
         needed = -(-(fixed_bytes + frame_bytes) // MEGABYTE)
         raise ModelError(
             f"--max-gpu-mb {num_bytes // MEGABYTE} does not hold {name} with one frame at a time, "
-            f"which takes {needed}: give that or more, or a smaller model"
+            f"which takes {needed} MB: give that or more, or a smaller model"
         )
     return batch
 

@@ -250,13 +250,23 @@ def test_a_model_is_opened_within_a_budget(model, opened):
 
 def test_a_budget_that_holds_no_frame_is_refused(model):
     """One line names what was given and what is needed, and giving that opens the model."""
-    with pytest.raises(ModelError, match=r"--max-gpu-mb 5 does not hold .* takes \d+: ") as caught:
+    with pytest.raises(
+        ModelError, match=r"--max-gpu-mb 5 does not hold .* takes \d+ MB: "
+    ) as caught:
         torch_backend.open_model(model, device="cpu", num_threads=1, max_gpu_mb=5)
     assert "\n" not in str(caught.value)
-    needed = int(str(caught.value).partition("takes ")[2].partition(":")[0])
+    needed = int(str(caught.value).partition("takes ")[2].partition(" MB")[0])
     backend = torch_backend.open_model(model, device="cpu", num_threads=1, max_gpu_mb=needed)
     assert backend.devices()[0].max_batch >= 1
     backend.close()
+
+
+def test_a_profile_that_is_none_is_named(model):
+    """From Python, too, where no configuration has read it."""
+    with pytest.raises(
+        ConfigError, match="unknown gpu_profile .x.; known here: latency"
+    ):
+        torch_backend.open_model(model, device="cpu", num_threads=1, gpu_profile="x")
 
 
 def test_a_profile_is_a_wait_and_a_batch(opened):
