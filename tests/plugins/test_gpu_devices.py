@@ -263,9 +263,7 @@ def test_a_budget_that_holds_no_frame_is_refused(model):
 
 def test_a_profile_that_is_none_is_named(model):
     """From Python, too, where no configuration has read it."""
-    with pytest.raises(
-        ConfigError, match="unknown gpu_profile .x.; known here: latency"
-    ):
+    with pytest.raises(ConfigError, match="unknown gpu_profile"):
         torch_backend.open_model(model, device="cpu", num_threads=1, gpu_profile="x")
 
 
