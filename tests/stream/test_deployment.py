@@ -95,14 +95,6 @@ def test_what_is_copied_exists_and_suffices():
     assert words_of("ENTRYPOINT") == ["dgiqa-stream"]
 
 
-def test_the_container_and_the_unit_hold_memory_alike():
-    """Both set the same bounds for glibc's heaps, which ``docs/deployment.md`` tells."""
-    for path in (CONTAINERFILE, UNIT, CONTAINERFILE.parents[1] / "docs" / "deployment.md"):
-        text = path.read_text(encoding="utf-8")
-        assert "MALLOC_ARENA_MAX=2" in text, path
-        assert "MALLOC_MMAP_THRESHOLD_=1048576" in text, path
-
-
 def test_hadolint_finds_nothing():
     """The linter of container files has no finding, where it is installed."""
     if shutil.which("hadolint") is None:
