@@ -8,10 +8,13 @@ import shutil
 import sys
 import time
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgiqa_stream.config import ModelSettings, SourceSettings, StreamConfig
 from dgiqa_stream.errors import ConfigError, DgiqaError
+
+if TYPE_CHECKING:
+    from dgiqa_stream.scorer import Scorer
 
 _PACKAGES = (
     "dgiqa-stream",
@@ -37,14 +40,19 @@ def examine(settings: StreamConfig) -> dict[str, dict[str, Any]]:
 
     Raises :class:`ConfigError` for a backend or device that is no name of one.
     """
-    return {
-        "versions": _versions(),
-        "machine": _machine(),
-        "decoding": _decoding(settings.source),
-        "engines": _engines(settings.model),
-        "publishing": _publishing(),
-        "benchmark": _benchmark(settings.model),
-    }
+    scorer, refusal = _scorer_asked_for(settings.model)
+    try:
+        return {
+            "versions": _versions(),
+            "machine": _machine(),
+            "decoding": _decoding(settings.source),
+            "engines": _engines(settings.model, scorer, refusal),
+            "publishing": _publishing(),
+            "benchmark": _benchmark(scorer) if scorer else {"failed": "no engine: see above"},
+        }
+    finally:
+        if scorer:
+            scorer.close()
 
 
 def shortfalls(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -100,7 +108,19 @@ def _why_hardware(name: str) -> str:
     return f"{_FAILED}: {reason}" if reason else "usable"
 
 
-def _engines(wanted: ModelSettings) -> dict[str, Any]:
+def _scorer_asked_for(wanted: ModelSettings) -> tuple[Scorer | None, str]:
+    """The backend and device asked for, opened, or why they are not usable."""
+    from dgiqa_stream.scorer import scorer_of
+
+    try:
+        return scorer_of(wanted), ""
+    except ConfigError:
+        raise
+    except DgiqaError as exc:
+        return None, str(exc)
+
+
+def _engines(wanted: ModelSettings, scorer: Scorer | None, refusal: str) -> dict[str, Any]:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # see backends/_onnxruntime.py
     import onnxruntime
 
@@ -109,28 +129,20 @@ def _engines(wanted: ModelSettings) -> dict[str, Any]:
     found: dict[str, Any] = {"providers": ", ".join(onnxruntime.get_available_providers())}
     for device in ("cpu", "cuda"):
         try:
-            with load_scorer(wanted.name, device=device) as scorer:
-                found[device] = f"usable ({scorer.status.active})"
+            with load_scorer(wanted.name, device=device) as opened:
+                found[device] = f"usable ({opened.status.active})"
         except DgiqaError as exc:
             found[device] = f"{_FAILED}: {exc}"
-    found["asked for"] = _engine_asked_for(wanted)
+    comes_to = _what_runs(scorer) if scorer else f"{_FAILED}: {refusal}"
+    found["asked for"] = f"{wanted.backend} on {wanted.device}: {comes_to}"
     return found
 
 
-def _engine_asked_for(wanted: ModelSettings) -> str:
-    """What the backend and device come to, and how the device is doing."""
-    from dgiqa_stream.scorer import scorer_of
-
-    asked = f"{wanted.backend} on {wanted.device}"
-    try:
-        with scorer_of(wanted) as scorer:
-            status, devices = scorer.status, scorer.devices()
-    except ConfigError:
-        raise
-    except DgiqaError as exc:
-        return f"{asked}: {_FAILED}: {exc}"
+def _what_runs(scorer: Scorer) -> str:
+    """What the backend and device come to, and how each device is doing."""
+    status = scorer.status
     told = [f" ({status.reason})"] if status.reason else []
-    for one in devices:
+    for one in scorer.devices():
         facts = (
             (one.name, "{}"),
             (one.total_bytes and one.total_bytes / 1e6, "{:.0f} MB"),
@@ -139,7 +151,7 @@ def _engine_asked_for(wanted: ModelSettings) -> str:
         )
         known = ", ".join(form.format(fact) for fact, form in facts if fact is not None)
         told.append(f"; {one.device}: {known}")
-    return f"{asked}: {status.active}{''.join(told)}"
+    return status.active + "".join(told)
 
 
 def _publishing() -> dict[str, Any]:
@@ -152,15 +164,10 @@ def _publishing() -> dict[str, Any]:
     }
 
 
-def _benchmark(wanted: ModelSettings) -> dict[str, Any]:
+def _benchmark(scorer: Scorer) -> dict[str, Any]:
     """Score a moving 720p pattern for two seconds on one thread."""
-    from dgiqa_stream.scorer import scorer_of
     from dgiqa_stream.sources import open_source
 
-    try:
-        scorer = scorer_of(wanted)
-    except DgiqaError as exc:
-        return {"failed": str(exc)}
     source = open_source(
         "pattern:clean?size=1280x720&fps=25&seconds=1", SourceSettings(), stream="doctor"
     )
@@ -171,7 +178,6 @@ def _benchmark(wanted: ModelSettings) -> dict[str, Any]:
         scorer.predict([frames[num_scored % len(frames)]])
         num_scored += 1
     elapsed = time.perf_counter() - begin
-    scorer.close()
     return {
         "model": f"{scorer.manifest.id} {scorer.manifest.version} {scorer.manifest.precision}",
         "ms per 1280x720 frame, without decoding": round(1000 * elapsed / num_scored, 2),

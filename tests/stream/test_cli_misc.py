@@ -270,7 +270,8 @@ def test_doctor_finds_by_trying(run_cli):
     broken = run_cli("doctor", "--model", "absent")
     assert broken.code == 0
     assert all(topic in broken.out.splitlines() for topic in topics)
-    assert "  failed: no model 'absent'" in broken.out
+    assert "  asked for: onnxruntime on auto: not usable: no model 'absent'" in broken.out
+    assert "  failed: no engine: see above" in broken.out
 
 
 def test_doctor_says_what_a_choice_comes_to(run_cli):
