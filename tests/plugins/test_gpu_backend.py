@@ -21,7 +21,7 @@ onnx = pytest.importorskip("onnx")
 from dgiqa_stream.backends import BackendStatus, open_backend
 from dgiqa_stream.config import ModelSettings
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
-from dgiqa_stream.manifest import LoadedModel, load_model
+from dgiqa_stream.manifest import LoadedModel
 from dgiqa_stream.preprocess import make_batch
 from dgiqa_stream.scorer import load_scorer, scorer_of
 from dgiqa_stream.types import Crop, FrameBatch, Planes
@@ -31,27 +31,6 @@ from plugins.torch_gpu.network import OnnxNetwork
 
 HAS_CUDA = torch.cuda.is_available()
 SURE = Path(__file__).parents[1] / "stream" / "conftest.py"
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The shipped model in single precision."""
-    return load_model("student-fp32")
-
-
-@pytest.fixture
-def opened(model):
-    """Opens the torch backend on the CPU; closes it at the end."""
-    backends = []
-
-    def opens(**settings):
-        one = torch_backend.open_model(model, device="cpu", num_threads=1, **settings)
-        backends.append(one)
-        return one
-
-    yield opens
-    for one in backends:
-        one.close()
 
 
 def pictures(num, *, size=(270, 480), seed=0):

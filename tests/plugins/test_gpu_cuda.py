@@ -25,26 +25,15 @@ from dgiqa_stream.sources import open_source
 from dgiqa_stream.types import ColorMatrix, FrameBatch, Planes
 from plugins.torch_gpu import backend as torch_backend
 from plugins.torch_gpu.decoding import CudaDecoder
-from plugins.torch_gpu.devices import why_no_cuda
 from plugins.torch_gpu.planes import TorchPlanes, tensors_of
 from plugins.torch_gpu.views import cut_views
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 VIEWS = [
     ViewSpec("whole", "whole", 224, 224),
     ViewSpec("fragments", "fragments", 160, 160, rows=4, columns=4),
 ]
-
-
-@pytest.fixture(autouse=True)
-def cuda():
-    """The device; skips, or fails, where there is none."""
-    if reason := why_no_cuda():
-        if os.environ.get("FAIL_WITHOUT_GPU") == "1":
-            pytest.fail(f"FAIL_WITHOUT_GPU=1: {reason}")
-        pytest.skip(reason)
-    return torch.device("cuda", 0)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 
@@ -19,40 +18,15 @@ av = pytest.importorskip("av")
 pytest.importorskip("onnx")
 
 # ruff: noqa: E402 - what follows needs torch
+from gpu_faults import noise
+
 from dgiqa_stream.config import parse_config
-from dgiqa_stream.manifest import load_model
 from dgiqa_stream.sources import open_source
-from dgiqa_stream.types import FrameBatch, Planes
+from dgiqa_stream.types import Planes
 from plugins.torch_gpu import backend as torch_backend
 from plugins.torch_gpu.decoding import CudaDecoder
-from plugins.torch_gpu.devices import why_no_cuda
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def cuda():
-    """The device; skips, or fails, where there is none."""
-    if reason := why_no_cuda():
-        if os.environ.get("FAIL_WITHOUT_GPU") == "1":
-            pytest.fail(f"FAIL_WITHOUT_GPU=1: {reason}")
-        pytest.skip(reason)
-    return torch.device("cuda", 0)
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The shipped model in single precision."""
-    return load_model("student-fp32")
-
-
-def noise(model, num_frames, seed=0):
-    """A batch of noise of the model's views."""
-    rng = np.random.default_rng(seed)
-    shapes = {v.name: v.shape for v in model.manifest.preprocess.views}
-    return FrameBatch(
-        {n: rng.integers(0, 256, (num_frames, *s), dtype=np.uint8) for n, s in shapes.items()}
-    )
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 
 def test_a_budget_is_kept(cuda, model):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,14 +50,9 @@ class TwinDecoder(CudaDecoder):
 
 
 @pytest.fixture
-def twin(monkeypatch):
+def twin(decoded_by):
     """Every source that asks for ``cuda`` gets the twin."""
-    module = ModuleType("twin_decoder")
-    module.open_decoder = lambda device: TwinDecoder(0)
-    monkeypatch.setitem(sys.modules, "twin_decoder", module)
-    monkeypatch.setattr(
-        "dgiqa_stream.sources._hardware.DECODERS", {"cuda": ("twin_decoder", "gpu")}
-    )
+    decoded_by(TwinDecoder)
 
 
 def clip(path, *, layout="nv12", size=(180, 320), num_frames=6, codec="rawvideo"):

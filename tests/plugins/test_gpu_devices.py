@@ -21,7 +21,6 @@ from gpu_faults import FAULTS, Failing, noise
 
 from dgiqa_stream.config import parse_config
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, ModelError
-from dgiqa_stream.manifest import load_model
 from dgiqa_stream.scorer import scorer_of
 from dgiqa_stream.telemetry import DeviceStatus
 from dgiqa_stream.types import Planes
@@ -31,37 +30,9 @@ from plugins.torch_gpu.memory import MEGABYTE, batch_within, peak_bytes
 from plugins.torch_gpu.nvml import DeviceWatch, device_status
 from plugins.torch_gpu.spread import Loads, SpreadBackend
 
+pytestmark = pytest.mark.usefixtures("nothing_is_lost_for_good")
 CPU = torch.device("cpu")
 HAS_CUDA = torch.cuda.is_available()
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The shipped model in single precision."""
-    return load_model("student-fp32")
-
-
-@pytest.fixture
-def opened(model):
-    """Opens torch backends on the CPU; closes them at the end."""
-    backends = []
-
-    def opens(**settings):
-        one = torch_backend.open_model(model, device="cpu", num_threads=1, **settings)
-        backends.append(one)
-        return one
-
-    yield opens
-    for one in backends:
-        one.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_lost_for_good():
-    """What one test loses is whole again for the next."""
-    yield
-    devices._lost.clear()
-    devices._in_use.clear()
 
 
 # Several devices -------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ then refuses every packet, as it does on a GPU that has no AV1.
 from __future__ import annotations
 
 import logging
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -60,14 +58,9 @@ class TwinDecoder(CudaDecoder):
 
 
 @pytest.fixture
-def twin(monkeypatch):
+def twin(decoded_by, monkeypatch):
     """Every source that asks for ``cuda`` gets the twin, whose names the test sets."""
-    module = ModuleType("twin_decoder")
-    module.open_decoder = lambda device: TwinDecoder(0)
-    monkeypatch.setitem(sys.modules, "twin_decoder", module)
-    monkeypatch.setattr(
-        "dgiqa_stream.sources._hardware.DECODERS", {"cuda": ("twin_decoder", "gpu")}
-    )
+    decoded_by(TwinDecoder)
     monkeypatch.setattr(TwinDecoder, "names", {})
     monkeypatch.setattr(TwinDecoder, "lost", "")
     return TwinDecoder

@@ -23,7 +23,6 @@ from dgiqa_stream.backends import BackendStatus, lasting, open_backend
 from dgiqa_stream.backends._fallback import FallbackBackend
 from dgiqa_stream.config import ModelSettings, parse_config
 from dgiqa_stream.errors import DeviceLost, FrameLost, ModelError
-from dgiqa_stream.manifest import load_model
 from dgiqa_stream.messages import StatusMessage
 from dgiqa_stream.pipeline import Monitor, score_frames
 from dgiqa_stream.scorer import Scorer, load_scorer, scorer_of
@@ -36,39 +35,11 @@ from plugins.torch_gpu.batching import Batcher
 from plugins.torch_gpu.planes import TorchPlanes
 from plugins.torch_gpu.service import BatchService
 
+pytestmark = pytest.mark.usefixtures("nothing_is_lost_for_good")
 CPU = torch.device("cpu")
 HAS_CUDA = torch.cuda.is_available()
 EVERY = {"sampler": {"mode": "every"}, "overload": {"policy": "wait"}}
 NV12 = ((120, 160), (60, 80, 2))
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The shipped model in single precision."""
-    return load_model("student-fp32")
-
-
-@pytest.fixture
-def opened(model):
-    """Opens torch backends on the CPU; closes them at the end."""
-    backends = []
-
-    def opens(**settings):
-        one = torch_backend.open_model(model, device="cpu", num_threads=1, **settings)
-        backends.append(one)
-        return one
-
-    yield opens
-    for one in backends:
-        one.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_lost_for_good():
-    """What one test loses is whole again for the next."""
-    yield
-    devices._lost.clear()
-    devices._in_use.clear()
 
 
 def as_if_on_a_gpu(backend):

@@ -26,7 +26,6 @@ pytest.importorskip("onnx")
 # ruff: noqa: E402 - what follows needs torch
 from dgiqa_stream.backends import open_backend
 from dgiqa_stream.errors import BackendUnavailable, ModelError
-from dgiqa_stream.manifest import load_model
 from dgiqa_stream.types import FrameBatch
 from plugins.torch_gpu.network import OnnxNetwork, noise_views
 from plugins.torch_gpu.tensorrt import backend as module
@@ -39,12 +38,6 @@ HAS_CUDA = torch.cuda.is_available()
 GOLDEN = Path(__file__).parents[1] / "golden" / "tensorrt_signatures.json"
 BINDINGS = [e for e in json.loads(GOLDEN.read_text(encoding="utf-8")) if "names" in e]
 BATCHES = (1, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The shipped model in single precision."""
-    return load_model("student-fp32")
 
 
 @pytest.fixture(scope="module")
