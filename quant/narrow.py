@@ -11,7 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-LEVELS = 127
+from quant.qat import WEIGHT_LEVELS
+
 _SPARE_BITS = np.int32(0xFF)  # of a float32: with 16 bits left a step times 127 is exact
 _FEWEST_WEIGHTS = 1024  # below it two more nodes cost more than the bytes they save
 _INTEGERS, _STEPS, _WIDE = ".integers", ".steps", ".wide"
@@ -19,7 +20,7 @@ _INTEGERS, _STEPS, _WIDE = ".integers", ".steps", ".wide"
 
 def on_row_grid(weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights (R, C) at the nearest of 255 steps, one size of step for each row."""
-    limit = np.abs(weight).max(1, keepdims=True).astype(np.float32) / np.float32(LEVELS)
+    limit = np.abs(weight).max(1, keepdims=True).astype(np.float32) / np.float32(WEIGHT_LEVELS)
     bits = (limit.view(np.int32) + _SPARE_BITS) & ~_SPARE_BITS  # rounded up: nothing is cut off
     steps = bits.view(np.float32).astype(np.float64)
     return np.rint(weight / np.where(steps > 0, steps, 1.0)) * steps
@@ -42,7 +43,7 @@ def _narrowed(graph: onnx.ModelProto, stored: onnx.TensorProto) -> list[onnx.Nod
     weight, name = numpy_helper.to_array(stored), stored.name
     if weight.dtype != np.float32 or weight.size < _FEWEST_WEIGHTS:
         return []
-    steps = np.abs(weight).max(1, keepdims=True) / np.float32(LEVELS)
+    steps = np.abs(weight).max(1, keepdims=True) / np.float32(WEIGHT_LEVELS)
     integers = np.rint(weight / np.where(steps > 0, steps, np.float32(1)))
     if not np.array_equal(integers * steps, weight):
         return []

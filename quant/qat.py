@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dgiqa_stream.errors import ConfigError
 
-_ACTIVATION_LEVELS, _WEIGHT_LEVELS = 255, 127
+_ACTIVATION_LEVELS, WEIGHT_LEVELS = 255, 127
 _SMALLEST_SCALE = 1e-8
 _SAMPLED_ELEMENTS = 100_000
 
@@ -65,10 +65,15 @@ class FakeQuantConv2d(nn.Conv2d):
         return rounded(F.relu(y) if self.has_relu else y, self.low, self.high)
 
 
+def symmetric_scale(low: float, high: float) -> float:
+    """The step of -127 to 127 that reaches both ends."""
+    return max(max(abs(low), abs(high)) / WEIGHT_LEVELS, _SMALLEST_SCALE)
+
+
 def on_grid(weight: Tensor) -> Tensor:
     """Weights (C, ...) at the nearest of INT8's steps, one scale for each output channel."""
     limit = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)
-    scale = (limit / _WEIGHT_LEVELS).clamp_min(_SMALLEST_SCALE)
+    scale = (limit / WEIGHT_LEVELS).clamp_min(_SMALLEST_SCALE)
     return (weight / scale).round() * scale
 
 

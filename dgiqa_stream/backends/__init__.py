@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dgiqa_stream.errors import BackendUnavailable, ConfigError
+from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -186,6 +187,14 @@ def output_names(manifest: ModelManifest) -> dict[str, str]:
     specs = {"spread": manifest.interval, "unfamiliar": manifest.domain}
     more = {field: spec.output for field, spec in specs.items() if spec is not None}
     return {"quality": manifest.output.name, **more}
+
+
+def finite_numbers(name: str, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the graph gave as ``name``, (N,); raises :class:`ModelError` for NaN and infinities."""
+    told = numbers.tolist()
+    if not all(map(math.isfinite, told)):  # a third of what NumPy takes for so few
+        raise ModelError(f"the model gave {told} as {name!r}: not a number for every frame")
+    return numbers
 
 
 def engine_folder() -> Path:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgiqa_stream.backends import BackendStatus, Outputs, not_loaded, output_names
+from dgiqa_stream.backends import (
+    BackendStatus,
+    Outputs,
+    finite_numbers,
+    not_loaded,
+    output_names,
+)
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, ModelError
 
 if TYPE_CHECKING:
@@ -149,8 +154,8 @@ class OnnxRuntimeBackend:
         max_batch: int | None = None,
     ) -> None:
         self._session, self._max_batch = session, max_batch
-        names = output_names(model.manifest)
-        self._fields, self._names = tuple(names), list(names.values())
+        self._fields = output_names(model.manifest)
+        self._names = list(self._fields.values())
         self._status = status
 
     @property
@@ -174,10 +179,12 @@ class OnnxRuntimeBackend:
             if _FAULT.search(told):
                 raise DeviceLost(f"the device was lost while running: {told[:200]}") from exc
             raise ModelError(f"inference failed: {told}") from exc
-        numbers = (
-            _numbers(n, output, len(batch)) for n, output in zip(self._names, found, strict=True)
+        return Outputs(
+            **{
+                field: finite_numbers(name, np.asarray(output, np.float32).reshape(len(batch)))
+                for (field, name), output in zip(self._fields.items(), found, strict=True)
+            }
         )
-        return Outputs(**dict(zip(self._fields, numbers, strict=True)))
 
     def _run(self, views: Mapping[str, NDArray[np.uint8]], num_frames: int) -> list[Any]:
         """Every output, in one run or, beyond the largest batch, in several."""
@@ -194,13 +201,3 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Drop the session."""
         self._session = None
-
-
-def _numbers(name: str, output: Any, num_frames: int) -> NDArray[np.float32]:
-    """One output as float32 (N,); raises :class:`ModelError` for NaN and infinities."""
-    result: NDArray[np.float32] = np.asarray(output, np.float32).reshape(num_frames)
-    if not all(map(math.isfinite, result.tolist())):  # a third of what NumPy takes for so few
-        raise ModelError(
-            f"the model gave {result.tolist()} as {name!r}: not a number for every frame"
-        )
-    return result

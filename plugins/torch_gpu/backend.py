@@ -8,17 +8,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dgiqa_stream.backends import BackendStatus, Outputs, output_names
+from dgiqa_stream.backends import BackendStatus, Outputs, finite_numbers, output_names
 from dgiqa_stream.errors import ConfigError, ModelError
 from dgiqa_stream.scorer import FLAT_STEPS
 from dgiqa_stream.telemetry import DeviceStatus
+from dgiqa_stream.types import FrameBatch
 from plugins.torch_gpu.batching import Batcher
 from plugins.torch_gpu.devices import (
     devices_of,
@@ -41,11 +41,9 @@ from plugins.torch_gpu.spread import SpreadBackend
 from plugins.torch_gpu.views import cut_views
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from dgiqa_stream.manifest import LoadedModel
     from dgiqa_stream.preprocess import ViewSpec
-    from dgiqa_stream.types import Crop, FrameBatch, Planes
+    from dgiqa_stream.types import Crop, Planes
 
 Precision = Literal["fp32", "fp16", "bf16"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -265,7 +263,7 @@ class TorchBackend:
         """Score a black frame; raises :class:`ModelError` where graph and manifest disagree."""
         views = {v.name: np.zeros((1, *v.shape), np.uint8) for v in self._specs}
         try:
-            self.infer(cast("FrameBatch", _Views(views)))
+            self.infer(FrameBatch(views))
         except (KeyError, ModelError) as exc:
             if isinstance(exc, ModelError) and not isinstance(exc.__cause__, KeyError | ValueError):
                 raise
@@ -295,15 +293,9 @@ class TorchBackend:
         futures = self._service.submit(threading.get_ident(), list(pieces_of(batch)))
         found = [future.result() for future in futures]
         columns = {
-            field: np.array([one[name] for one in found], np.float32)
+            field: finite_numbers(name, np.array([one[name] for one in found], np.float32))
             for field, name in self._fields.items()
         }
-        for field, numbers in columns.items():
-            if not np.isfinite(numbers).all():
-                raise ModelError(
-                    f"the model gave {numbers.tolist()} as {self._fields[field]!r}: not a number "
-                    "for every frame"
-                )
         has_flat = self._model.manifest.domain is not None
         flat = np.array([one["flat"] for one in found], np.bool_) if has_flat else None
         return Outputs(**columns, flat=flat)
@@ -357,14 +349,6 @@ class TorchBackend:
         deviations = [v.float().std((1, 2), correction=0).amax(1) for v in views.values()]  # (N,)
         flat: list[bool] = (torch.stack(deviations).amax(0) <= FLAT_STEPS).tolist()
         return flat
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Views:
-    views: Mapping[str, NDArray[np.uint8]]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.views.values())))
 
 
 def _told_of(device: torch.device) -> dict[str, Any]:

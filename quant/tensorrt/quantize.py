@@ -35,13 +35,11 @@ from quant.ptq import (
     normalised_inputs,
     trained_spans,
 )
-from quant.qat import Ranges
+from quant.qat import Ranges, symmetric_scale
 from quant.tensorrt.graph_view import DEQUANTIZE, GraphView
 from quant.tensorrt.layout import lay_out_
 from quant.tensorrt.rules import check_tensorrt
-from quant.tensorrt.tuning import LEVELS, TuneConfig, tune_for_tensorrt
-
-_SMALLEST_SCALE = 1e-8
+from quant.tensorrt.tuning import TuneConfig, tune_for_tensorrt
 
 
 def quantize_for_tensorrt(
@@ -182,10 +180,9 @@ def _quantised(
 
 def _symmetric(low: float, high: float) -> dict[str, Any]:
     """One scale for -127 to 127 that reaches both ends."""
-    scale = max(abs(low), abs(high)) / LEVELS
     return {
         "quant_type": QuantType.QInt8,
-        "scale": np.array(max(scale, _SMALLEST_SCALE), np.float32),
+        "scale": np.array(symmetric_scale(low, high), np.float32),
         "zero_point": np.array(0, np.int8),
     }
 

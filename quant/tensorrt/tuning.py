@@ -25,10 +25,8 @@ from quant.calibration_methods import Spans
 from quant.correction import head_nodes, replace_constant
 from quant.extra_outputs import remove_outputs_
 from quant.onnx_module import OnnxModule
-from quant.qat import on_grid
+from quant.qat import WEIGHT_LEVELS, on_grid, symmetric_scale
 
-LEVELS = 127
-_SMALLEST_SCALE = 1e-8
 _SMALLEST_RMS = 1e-3
 _LARGEST_GRADIENT = 5.0
 _SAY_EVERY = 10
@@ -59,7 +57,7 @@ class _Steps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
         """``x`` of any shape, ``scale`` ()."""
-        y = x.div(scale).round_().clamp_(-LEVELS, LEVELS).mul_(scale)
+        y = x.div(scale).round_().clamp_(-WEIGHT_LEVELS, WEIGHT_LEVELS).mul_(scale)
         ctx.save_for_backward(x, scale, y)
         return y
 
@@ -67,7 +65,7 @@ class _Steps(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Of both."""
         x, scale, y = ctx.saved_tensors
-        inside = gradient.masked_fill(x.abs() > LEVELS * scale, 0)
+        inside = gradient.masked_fill(x.abs() > WEIGHT_LEVELS * scale, 0)
         of_scale = (gradient * y).sum() - (inside * x).sum()
         return inside, of_scale / scale
 
@@ -105,8 +103,7 @@ class RoundingModule(OnnxModule):
             delattr(self, slot)
             self.register_parameter(slot, nn.Parameter(values))
         self._places = {name: i for i, name in enumerate(read)}
-        ends = [max(abs(low), abs(high)) for low, high in (spans[name] for name in read)]
-        start = torch.tensor([max(end / LEVELS, _SMALLEST_SCALE) for end in ends])
+        start = torch.tensor([symmetric_scale(*spans[name]) for name in read])
         self.log_scales = nn.ParameterList(
             nn.Parameter(s.log(), requires_grad=name not in fixed)
             for name, s in zip(read, start, strict=True)
@@ -130,7 +127,7 @@ class RoundingModule(OnnxModule):
 
     def spans(self) -> dict[str, tuple[float, float]]:
         """Of each tensor that is rounded, what its scale reaches."""
-        reach = [LEVELS * float(s.detach().exp()) for s in self.log_scales]
+        reach = [WEIGHT_LEVELS * float(s.detach().exp()) for s in self.log_scales]
         return {name: (-reach[i], reach[i]) for name, i in self._places.items()}
 
     def weights(self) -> dict[str, np.ndarray]:
