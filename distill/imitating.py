@@ -25,7 +25,7 @@ from distill.data.training_data import TrainingData
 from distill.head_fit import fit_head_
 from distill.models.student import Student, load_student, normalised_view
 from distill.models.trunks import NUM_SHARED, SlimTrunk, Trunk, load_imagenet_, make_trunk
-from distill.optimising import LARGEST_GRADIENT, Averaged, learning_rate_share, relative_rates
+from distill.optimising import Averaged, learning_rate_share, relative_rates, take_step
 from distill.recipe import Recipe
 from distill.run_folder import BEST, CHECKPOINT, LOG, RunFolder
 from distill.say import say
@@ -235,17 +235,9 @@ class _Imitation:
 
     def _update(self, step: int, loss: Tensor) -> None:
         """Move the pupil, unless loss or gradient is no longer a number."""
-        self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(self.pupil.parameters(), LARGEST_GRADIENT)
-        is_finite = bool(torch.isfinite(norm))
-        if not (torch.isfinite(loss) and (is_finite or self.scaler.is_enabled())):
-            raise FloatingPointError(
-                f"the loss became {loss.item()} and its gradient {norm.item()} at step {step}: "
-                "lower the rate in [imitate] and imitate in another --run folder"
-            )
-        self.scaler.step(self.optimiser)  # float16: passed over where its range was left
-        self.scaler.update()
-        if is_finite:
+        told = f"at step {step}: lower the rate in [imitate] and imitate in another --run folder"
+        parameters = self.pupil.parameters()
+        if take_step(self.optimiser, self.scaler, parameters, loss, may_pass_over=True, told=told):
             self.schedule.step()
             self.averaged.update(self.pupil, step)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.models.student import Student
 from distill.recipe import TrainConfig
@@ -59,6 +60,33 @@ def relative_rates(module: nn.Module, rate: float) -> list[dict[str, Any]]:
         {"params": [p], "lr": rate * max(1e-3, float(p.detach().square().mean().sqrt()))}
         for p in module.parameters()
     ]
+
+
+def take_step(
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    parameters: Iterable[nn.Parameter],
+    loss: Tensor,
+    *,
+    may_pass_over: bool,
+    told: str,
+) -> bool:
+    """Move the parameters by gradients cut to ``LARGEST_GRADIENT``; whether they moved.
+
+    float16 passes a step over where its range was left, as long as ``may_pass_over``. Raises
+    ``FloatingPointError``, which ``told`` ends, where loss or gradient is otherwise no number.
+    """
+    scaler.unscale_(optimiser)
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters), LARGEST_GRADIENT)
+    is_finite = bool(torch.isfinite(norm))
+    overflow = scaler.is_enabled() and may_pass_over
+    if not (torch.isfinite(loss) and (is_finite or overflow)):
+        raise FloatingPointError(
+            f"the loss became {loss.item()} and its gradient {norm.item()} {told}"
+        )
+    scaler.step(optimiser)
+    scaler.update()
+    return is_finite
 
 
 def make_optimiser(model: Student, objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

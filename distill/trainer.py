@@ -25,7 +25,7 @@ from distill.head_fit import fit_head_
 from distill.models.student import Student, load_student, load_trunk
 from distill.models.trunks import load_imagenet_, make_trunk
 from distill.objective import Objective
-from distill.optimising import LARGEST_GRADIENT, Averaged, learning_rate_share, make_optimiser
+from distill.optimising import Averaged, learning_rate_share, make_optimiser, take_step
 from distill.recipe import Recipe
 from distill.run_folder import BEST, CHECKPOINT, LOG, VALIDATION, RunFolder
 from distill.say import say
@@ -232,21 +232,18 @@ class _Fit:
 
     def _update(self, step: int, loss: Tensor) -> None:
         """Move the parameters, unless loss or gradient is no longer a number."""
-        self.scaler.unscale_(self.optimiser)
         parameters = [*self.model.parameters(), *self.objective.parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, LARGEST_GRADIENT)
-        is_finite = bool(torch.isfinite(norm))
-        self.num_skipped = 0 if is_finite else self.num_skipped + 1
-        overflow = self.scaler.is_enabled() and self.num_skipped <= _MOST_SKIPPED
-        if not (torch.isfinite(loss) and (is_finite or overflow)):
-            raise FloatingPointError(
-                f"the loss became {loss.item()} and its gradient {norm.item()} at step "
-                f"{step}: lower trunk_rate or head_rate and train in another --run folder (a "
-                "checkpoint keeps the rates it began with)"
-            )
-        self.scaler.step(self.optimiser)  # float16: passed over where its range was left
-        self.scaler.update()
-        if is_finite:
+        is_moved = take_step(
+            self.optimiser,
+            self.scaler,
+            parameters,
+            loss,
+            may_pass_over=self.num_skipped < _MOST_SKIPPED,
+            told=f"at step {step}: lower trunk_rate or head_rate and train in another --run folder "
+            "(a checkpoint keeps the rates it began with)",
+        )
+        self.num_skipped = 0 if is_moved else self.num_skipped + 1
+        if is_moved:
             self.schedule.step()
             self.averaged.update(self.model, step)
 
