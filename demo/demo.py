@@ -21,6 +21,7 @@ from dgiqa_stream.wire import FinalMessage, FrameMessage, StatusMessage, WindowM
 HERE = Path(__file__).parent
 OUTPUT = Path("demo-output")
 LONGEST_SECONDS = 100.0
+LONGEST_TO_END = 30.0
 BAR = 24
 
 
@@ -97,6 +98,18 @@ def follow(
     return None
 
 
+def ended(watcher: subprocess.Popen[bytes]) -> int:
+    """Its exit code, once it has written its report.
+
+    A second Ctrl-C would leave at once, with what it writes unfinished: it is for one that hangs.
+    """
+    try:
+        return watcher.wait(timeout=LONGEST_TO_END)
+    except subprocess.TimeoutExpired:
+        watcher.send_signal(signal.SIGINT)
+        return watcher.wait(timeout=LONGEST_TO_END)
+
+
 def main() -> int:
     """Run the three processes; 0 when scores arrived and the report was written."""
     OUTPUT.mkdir(exist_ok=True)
@@ -115,9 +128,7 @@ def main() -> int:
             final = follow(subscriber, sender, watcher)
         finally:
             sender.process.terminate()
-            if watcher.poll() is None:
-                watcher.send_signal(signal.SIGINT)
-            code = watcher.wait(timeout=30)
+            code = ended(watcher)
     if final is None or not final.n:
         print("no summary arrived: see the messages above", file=sys.stderr)
         return 1
