@@ -1,4 +1,4 @@
-"""``dgiqa-distill``: data, shards, label, train, chain, evaluate, judge; a teacher's commands."""
+"""``dgiqa-distill``: pictures, labels, training, evaluation; a teacher's commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from dgiqa_stream.cli.running import Verdict, run
 from dgiqa_stream.cli.scoring import Format
 from dgiqa_stream.errors import ConfigError, DgiqaError, SourceError
-from distill.data.commands import name_and_folder, shards
+from distill.data.commands import mosaics, name_and_folder, shards
 from distill.evaluation.commands import app as judge_app
 from distill.options import DepthCache, Device, Threads
 from distill.process import command_line
@@ -43,6 +43,7 @@ app = typer.Typer(
 _EXTRAS = {"shards": "shards"} | dict.fromkeys(("convert", "label", "score", "teach"), "teacher")
 """What a command needs beyond the runtime; ``train`` where it is not here."""
 
+app.command()(mosaics)
 app.command()(shards)
 app.command()(label)
 app.command()(imitate)

@@ -1,4 +1,4 @@
-"""``shards``: a command to be registered with an app by ``app.command()(shards)``."""
+"""``shards`` and ``mosaics``: commands to register with an app by ``app.command()(shards)``."""
 
 from __future__ import annotations
 
@@ -99,6 +99,40 @@ def shards(
     )
     total = ", ".join(f"{number} {split}" for split, number in manifest.num_pictures.items())
     say(f"{len(manifest.shards)} shards in {folder}: {total}")
+
+
+def mosaics(
+    folder: Annotated[Path, typer.Argument(help="Folder to write them to.")],
+    *,
+    pristine: Annotated[Path, typer.Option(help="Folder of clean pictures (.webp).")],
+    number: Annotated[int, typer.Option(help="How many.")] = 40,
+    first: Annotated[
+        int, typer.Option(help="Number of the first, so that a second folder has others.")
+    ] = 0,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LINESxWIDTHxROWSxCOLUMNS; may be repeated. Three of 720 to 1080 lines by default."
+        ),
+    ] = None,
+    largest_magnification: Annotated[
+        float, typer.Option(help="Each picture is enlarged by 1 to so many times.")
+    ] = 1.6,
+    seed: Annotated[int, typer.Option(help="Of layouts, pictures and how each is cut.")] = 0,
+) -> None:
+    """Large clean pictures, set together of small ones, for `shards` to degrade."""
+    from distill.data.mosaics import LAYOUTS, layout_of, write_mosaics
+
+    made = write_mosaics(
+        folder,
+        pristine,
+        number=number,
+        first=first,
+        layouts=[layout_of(text) for text in layout] if layout else LAYOUTS,
+        largest_magnification=largest_magnification,
+        seed=seed,
+    )
+    say(f"{len(made)} large pictures in {folder}")
 
 
 def name_and_folder(text: str) -> tuple[str, Path]:

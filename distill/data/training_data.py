@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgiqa_stream.errors import SourceError
+from dgiqa_stream.errors import ConfigError, SourceError
 from dgiqa_stream.types import Planes
 from distill.data.codecs import Rgb
 from distill.data.labels import LabelReader, shards_digest
@@ -67,8 +67,44 @@ class TrainingData:
         }
 
 
-def open_packs(packs: Path) -> TrainingData:
-    """The packs that ``dgiqa-distill data`` wrote."""
+class JoinedPictures:
+    """The pictures of several sets, one set after the other."""
+
+    def __init__(self, parts: Sequence[PictureSet]) -> None:
+        """Raises :class:`ConfigError` where two sets have a picture of one name."""
+        self.folder = parts[0].folder
+        self.records: list[AnyRecord] = []
+        self._part_of: dict[str, PictureSet] = {}
+        for part in parts:
+            for record in part.records:
+                other = self._part_of.setdefault(record.name, part)
+                if other is not part:
+                    raise ConfigError(
+                        f"{record.name} is in {other.folder} and in {part.folder}: give shards of "
+                        "different pictures"
+                    )
+            self.records += part.records
+
+    def planes(self, record: AnyRecord) -> Planes:
+        """The samples of one picture; raises :class:`SourceError` where it cannot be read."""
+        return self._part_of[record.name].planes(record)
+
+
+def open_packs(packs: Path, shards: Path | Sequence[Path] | None = None) -> TrainingData:
+    """The packs that ``dgiqa-distill data`` wrote.
+
+    With ``shards``, one folder or several, everything but rated pictures comes from there: packs
+    are read faster. Raises as :func:`open_shards`, and :class:`ConfigError` where two folders have
+    a picture of one name.
+    """
+    folders = [shards] if isinstance(shards, Path) else list(shards or ())
+    if folders:
+        rated, made = Pack(packs / "rated"), [open_shards(folder) for folder in folders]
+        _check(rated.folder, rated.records)
+        pictures = [part.unrated or part.ladders for part in made]
+        joined = pictures[0] if len(made) == 1 else JoinedPictures(pictures)
+        identity = " ".join(part.identity for part in made)
+        return TrainingData(rated, joined, joined, identity=identity)
     rated, ladders = Pack(packs / "rated"), Pack(packs / "ladders")
     for pack in (rated, ladders):
         _check(pack.folder, pack.records)
@@ -95,16 +131,6 @@ def open_shards(folder: Path, labels: Path | None = None, *, verify: bool = Fals
         labels=of_teacher,
         identity=f"shards {digest} labels {who or 'none'}",
     )
-
-
-def open_both(packs: Path, shards: Path, *, verify: bool = False) -> TrainingData:
-    """Rated pictures of packs, which are read faster, and everything else of shards.
-
-    Raises as :func:`open_shards`.
-    """
-    rated, made = Pack(packs / "rated"), open_shards(shards, verify=verify)
-    _check(rated.folder, rated.records)
-    return TrainingData(rated, made.unrated or made.ladders, made.unrated, identity=made.identity)
 
 
 def _check(folder: Path, records: Sequence[AnyRecord]) -> None:

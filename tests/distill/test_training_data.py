@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from dgiqa_stream.errors import SourceError
+from dgiqa_stream.errors import ConfigError, SourceError
 from distill.data.batch import NO_LADDER
 from distill.data.batches import BatchMaker
 from distill.data.packed import Pack, Record, as_planes_420, write_pack
@@ -158,3 +158,29 @@ def test_shards_without_ratings_are_trained_on_alone(
     batch = make(0)
     assert len(batch.mos) == 2 + 3
     assert np.isnan(batch.mos).all()
+
+
+def test_several_folders_of_shards_are_one_set(packs, shards, write_shards, make_picture, tmp_path):
+    """Two folders beside packs: all their pictures, each read from where it lies."""
+    large = make_picture(7, 320, 384)
+    record = ShardRecord("large/clean", "large", "train", "mosaics", degradation="clean", level=0)
+    second = write_shards(tmp_path / "second", [(record, large)])
+    alone = open_packs(packs, shards)
+    data = open_packs(packs, [shards, second])
+    assert len(data.ladders.records) == len(alone.ladders.records) + 1
+    assert data.ladders is data.unrated
+    assert data.identity.startswith(alone.identity)
+    assert data.identity != alone.identity
+    first, last = data.ladders.records[0], data.ladders.records[-1]
+    np.testing.assert_array_equal(
+        data.ladders.planes(first).samples[0], alone.ladders.planes(first).samples[0]
+    )
+    np.testing.assert_array_equal(
+        data.ladders.planes(last).samples[0], as_planes_420(large).samples[0]
+    )
+
+
+def test_one_name_in_two_folders_is_refused(packs, shards):
+    """A picture that two folders have would be learnt twice, and from one of them."""
+    with pytest.raises(ConfigError, match=r"clean0/clean is in .* and in "):
+        open_packs(packs, [shards, shards])
