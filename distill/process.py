@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _MALLOPT = {"trim_threshold": -1, "top_pad": -2, "mmap_threshold": -3}  # glibc's malloc.h
@@ -35,6 +37,33 @@ def use_threads(threads: int) -> None:
     keep_freed_memory()
     cv2.setNumThreads(1)
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+@contextlib.contextmanager
+def ordinary_scheduling() -> Iterator[None]:
+    """Threads of this process that become real-time ones in here are ordinary ones again after it.
+
+    Where it may (as root), libsvtav1 makes the thread that opens it, and its own, more urgent than
+    everything else on the machine, and leaves it so: two processes then stop all others on two
+    cores. Elsewhere than on Linux nothing happens.
+    """
+    urgent = _real_time_threads()
+    try:
+        yield
+    finally:
+        for thread in _real_time_threads() - urgent:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _real_time_threads() -> set[int]:
+    """Their numbers, as the kernel has them."""
+    found = set()
+    for entry in Path("/proc/self/task").iterdir() if sys.platform == "linux" else ():
+        with contextlib.suppress(ProcessLookupError):
+            if os.sched_getscheduler(int(entry.name)) in (os.SCHED_FIFO, os.SCHED_RR):
+                found.add(int(entry.name))
+    return found
 
 
 def command_line() -> str:

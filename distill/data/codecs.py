@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.process import ordinary_scheduling
+
 Rgb = NDArray[np.uint8]
 """uint8 (H, W, 3)."""
 Clip = list[Rgb]
@@ -146,6 +148,8 @@ def encode(
         full = settings.pix_fmt.startswith("yuvj")
         stream.codec_context.color_range = _FULL if full else _LIMITED
         stream.codec_context.thread_count = 1
+        with ordinary_scheduling():
+            container.start_encoding()
         for i, rgb in enumerate(frames):
             container.mux(stream.encode(to_frame(rgb, i, settings.pix_fmt)))  # type: ignore[arg-type]
         container.mux(stream.encode(None))
