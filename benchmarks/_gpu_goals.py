@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 SHARE, NUM_STREAMS, FPS = 0.95, 64, 30
+AT_PACE = 0.98
+"""Share of the frames that were due at the load: with fewer, streams fell behind, and decoders
+waited before latency began to count.
+"""
 P99_MS, GPU_BYTES, POINTS = 50.0, 1.5e9, 1.0
 
 
@@ -18,6 +22,8 @@ def judged(found: Mapping[str, Any]) -> dict[str, Any]:
     streams = found.get("streams", {})
     of_h264 = streams.get("codecs", {}).get("h264", {})
     by_number = {n: v for n, v in of_h264.items() if isinstance(v, dict) and v.get("share")}
+    at_load = streams.get("at_load", {})
+    is_at_pace = at_load.get("num_frames", 0) >= AT_PACE * at_load.get("expected_frames", 1)
     goals = {
         "share of the decoder's rate, at every number of streams": _goal(
             min((v["share"] for v in by_number.values()), default=None), at_least=SHARE
@@ -27,11 +33,11 @@ def judged(found: Mapping[str, Any]) -> dict[str, Any]:
                  if int(n) >= NUM_STREAMS), default=None),
             at_least=NUM_STREAMS,
         ),
-        "p99 from decoder to score at 80 % load, ms": _goal(
-            streams.get("at_load", {}).get("p99_ms"), at_most=P99_MS
+        "p99 from decoded to published at 80 % load, ms": _goal(
+            at_load.get("p99_ms") if is_at_pace else None, at_most=P99_MS
         ),
-        "GPU memory of 32 streams beside the decoder's surfaces, bytes": _goal(
-            by_number.get("32", {}).get("torch_bytes"), at_most=GPU_BYTES
+        "GPU memory of 32 streams beside the decoder's, bytes": _goal(
+            by_number.get("32", {}).get("beside_decoder_bytes"), at_most=GPU_BYTES
         ),
         "mean points from the CPU's INT8 scores": _goal(
             found.get("scores", {}).get("mean_points_from_cpu_int8"), at_most=POINTS
@@ -40,7 +46,8 @@ def judged(found: Mapping[str, Any]) -> dict[str, Any]:
     decoder = of_h264.get("decoder", "")
     for name, goal in goals.items():
         if goal["found"] is None:
-            goal["why"] = "not measured"
+            fell_behind = "p99" in name and at_load.get("p99_ms") is not None
+            goal["why"] = "the streams fell behind" if fell_behind else "not measured"
         elif "points" not in name and "cuda" not in decoder:
             goal |= {"met": None, "why": f"decoded by {decoder or 'nothing'}, and not by NVDEC"}
     return goals

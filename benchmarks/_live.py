@@ -22,11 +22,13 @@ _PATIENCE_SECONDS = 60.0
 
 DECODE_LIVE = """
 import json, sys, threading, time
-from dgiqa_stream.config import SourceSettings
+from dgiqa_stream.cli._jobs import for_several
+from dgiqa_stream.config import StreamConfig
 from dgiqa_stream.sources import open_source
+settings = for_several(StreamConfig(), len(sys.argv) - 2).source
 out = open(sys.argv[1], "w", buffering=1)
 def decode(url, stream):
-    for frame in open_source(url, SourceSettings(), stream=stream).frames():
+    for frame in open_source(url, settings, stream=stream).frames():
         info = frame.info
         out.write(json.dumps([stream, info.pts_seconds, info.received_at_seconds]) + "\\n")
 for number, url in enumerate(sys.argv[2:]):

@@ -11,14 +11,15 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
+from dgiqa_stream.versions import entry_points_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,9 @@ BACKENDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "fake": ("dgiqa_stream.backends.fake", ""),
     }
 )
+
+_DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*")
+_DEVICES = "known here: auto, cpu, cuda, cuda:N, cuda:N,cuda:M"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,20 @@ class CuttingBackend(Backend, Protocol):
         """What :func:`~dgiqa_stream.preprocess.make_batch` is, as a batch for its own ``infer``."""
 
 
+class StartingBackend(Backend, Protocol):
+    """A backend that scores while its caller goes on."""
+
+    @property
+    def frames_in_flight(self) -> int:
+        """How many frames of one stream are worth giving to it at once; others have 1."""
+
+    def start(self, batch: FrameBatch, on_done: Callable[[], None]) -> Callable[[], Outputs]:
+        """Begin what ``infer`` does; what comes back waits for it, and gives or raises the same.
+
+        ``on_done`` is called once that would not wait any more, from any thread, maybe twice.
+        """
+
+
 class TellingBackend(Backend, Protocol):
     """A backend that knows how its devices are doing."""
 
@@ -119,12 +137,15 @@ def open_backend(
     """Open a model on an engine.
 
     ``device`` is ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``num_threads`` is how many CPU threads
-    one inference may use; ``options`` are more arguments of the engine's opener. Raises
-    :class:`BackendUnavailable` where the engine or device is absent and, where it is ``strict``,
-    where something else would run than what ``auto`` is to find; :class:`ConfigError` where the
-    engine has no such option. Another engine in its place is told in one warning.
+    one inference may use; ``options`` are more arguments of the engine's opener, and an opener that
+    takes ``is_strict`` is told it. Raises :class:`BackendUnavailable` where the engine or device is
+    absent and, where it is ``strict``, where something else would run than what ``auto`` is to
+    find; :class:`ConfigError` where the engine has no such option, or the device is none. Another
+    engine or device in its place is told in one warning; ONNX Runtime on a CPU is not.
     """
-    opened = _opened(model, backend, device, num_threads, options)
+    if backend in BACKENDS:  # before a package is loaded; others may know other devices
+        refuse_unknown_device(device)
+    opened = _opened(model, backend, device, num_threads, options, is_strict=strict)
     status = opened.status
     if strict and status.reason:
         opened.close()
@@ -132,7 +153,8 @@ def open_backend(
             f"{status.requested} would run as {status.active} ({status.reason}), which --strict "
             "refuses: mend that, name the device, or leave --strict out"
         )
-    if status.reason and not status.active.startswith(f"{backend}:"):
+    is_usual = backend == "onnxruntime" and status.active.startswith(f"{backend}:")  # on a CPU
+    if status.reason and not is_usual:
         _logger.warning("%s runs as %s: %s", backend, status.active, status.reason)
     return opened
 
@@ -148,15 +170,27 @@ def lasting(opened: Backend, model: LoadedModel, *, num_threads: int = 1) -> Bac
     )
 
 
+def refuse_unknown_device(device: str) -> None:
+    """Raise :class:`ConfigError` for what is no device's name."""
+    if not _DEVICE.fullmatch(device):
+        raise ConfigError(f"unknown device {device!r}; {_DEVICES}")
+
+
 def _opened(
-    model: LoadedModel, backend: str, device: str, num_threads: int, options: Mapping[str, object]
+    model: LoadedModel,
+    backend: str,
+    device: str,
+    num_threads: int,
+    options: Mapping[str, object],
+    *,
+    is_strict: bool,
 ) -> Backend:
     module, extra = BACKENDS.get(backend, ("", ""))
     opener: Any  # an Opener, which may take options
     try:
         if module:
             opener = importlib.import_module(module).open_model
-        elif entries := list(entry_points(group=ENTRY_POINT_GROUP, name=backend)):
+        elif entries := entry_points_for(ENTRY_POINT_GROUP, backend):
             opener = entries[0].load()
         else:
             raise ConfigError(
@@ -171,7 +205,8 @@ def _opened(
                 f"model.{name} = {value} is nothing that --backend {backend} has: leave it out, or "
                 "use --backend torch"
             )
-    found: Backend = opener(model, device=device, num_threads=num_threads, **options)
+    told = {"is_strict": True} if is_strict and "is_strict" in taken else {}
+    found: Backend = opener(model, device=device, num_threads=num_threads, **options, **told)
     return found
 
 

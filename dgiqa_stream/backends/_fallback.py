@@ -63,16 +63,45 @@ class FallbackBackend:
         with self._lock:
             backend, is_first = self._backend, not self._reason
         if is_first:
+            return self._or_by_second(backend, lambda: backend.infer(batch), batch)
+        return _inferred(backend, batch)
+
+    @property
+    def frames_in_flight(self) -> int:
+        """See :class:`~dgiqa_stream.backends.StartingBackend`; of the backend in use."""
+        number: int = getattr(self._backend, "frames_in_flight", 1)
+        return number
+
+    def start(self, batch: FrameBatch, on_done: Callable[[], None]) -> Callable[[], Outputs]:
+        """See :class:`~dgiqa_stream.backends.StartingBackend`.
+
+        The second backend scores what the first has lost once that is asked for, in its turn.
+        """
+        backend = self._backend
+        start = getattr(backend, "start", None)
+        if start is not None:
             try:
-                return backend.infer(batch)
-            except DeviceLost as exc:
-                backend = self._replace(backend, exc)
-            except ModelError:  # of a backend that another thread has found lost, and closed
-                if self._backend is backend:
-                    raise
-                backend = self._backend
-        _ = batch.views  # read here: a picture that is gone is FrameLost, not a failed inference
-        return backend.infer(batch)
+                answer: Callable[[], Outputs] = start(batch, on_done)
+            except ModelError:  # lost or closed, which asking again finds, too
+                pass
+            else:
+                return lambda: self._or_by_second(backend, answer, batch)
+        on_done()
+        return lambda: self.infer(batch)
+
+    def _or_by_second(
+        self, first: Backend, answer: Callable[[], Outputs], batch: FrameBatch
+    ) -> Outputs:
+        """What the first backend answers, or the second where the first is lost."""
+        try:
+            return answer()
+        except DeviceLost as exc:
+            second = self._replace(first, exc)
+        except ModelError:  # of a backend that another thread has found lost, and closed
+            if self._backend is first:
+                raise
+            second = self._backend
+        return _inferred(second, batch)
 
     def devices(self) -> Sequence[DeviceStatus]:
         """See :class:`~dgiqa_stream.backends.TellingBackend`."""
@@ -98,3 +127,9 @@ class FallbackBackend:
             _logger.warning("%s; scoring goes on by %s", exc, second.status.active)
         lost.close()
         return second
+
+
+def _inferred(second: Backend, batch: FrameBatch) -> Outputs:
+    """By the second backend, of pictures that can still be read."""
+    _ = batch.views  # read here: a picture that is gone is FrameLost, not a failed inference
+    return second.infer(batch)

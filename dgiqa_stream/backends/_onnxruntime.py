@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dgiqa_stream.backends import (
     output_names,
 )
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, ModelError
+from dgiqa_stream.heap import give_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,13 +41,15 @@ def open_model(
     num_threads: int,
     name: str = "onnxruntime",
     preferred: _Preferred | None = None,
+    instead: str = "",
     max_batch: int | None = None,
 ) -> OnnxRuntimeBackend:
     """Open the model; the manifest has been checked against the file already.
 
     ``preferred`` is an execution provider for CUDA devices, and what gives its options, that is to
-    come before ONNX Runtime's own; the backend is then called ``name``. Batches beyond
-    ``max_batch`` are run in parts.
+    come before ONNX Runtime's own; the backend is then called ``name``. A backend that this one
+    stands in for gives its name and, ``instead``, why. Batches beyond ``max_batch`` are run in
+    parts.
     """
     # Since 1.29 it tells its maker of each session, the file's name included, unless told not to.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -80,8 +84,10 @@ def open_model(
             "Export it again with `dgiqa-quant export`, or choose another --model"
         ) from exc
     status = _status_of(session, device, name, preferred and preferred[0], known)
+    status = replace(status, reason=instead or status.reason)
     _check_inputs(session, model)
     _check_outputs(session, model)
+    give_back()
     return OnnxRuntimeBackend(session, model, status, max_batch)
 
 

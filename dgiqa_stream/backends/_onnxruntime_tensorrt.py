@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dgiqa_stream.backends import _onnxruntime, engine_folder
-from dgiqa_stream.errors import ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,21 +24,24 @@ def open_model(
 ) -> _onnxruntime.OnnxRuntimeBackend:
     """Open the model in FP16, or in INT8 made for TensorRT; the first time takes minutes.
 
-    Raises :class:`ModelError` for INT8 that TensorRT does not take.
+    INT8 that TensorRT does not take runs without it, and the status says so.
     """
-    manifest = model.manifest
-    if manifest.precision == "int8" and manifest.target != "tensorrt":
-        raise ModelError(
-            f"{model.path.name} is INT8 for {manifest.target}: TensorRT takes --model "
-            "student-fp32, or what `dgiqa-quant int8 --target tensorrt` makes"
-        )
+    is_taken = model.manifest.precision != "int8" or model.manifest.target == "tensorrt"
     return _onnxruntime.open_model(
         model,
         device=device,
         num_threads=num_threads,
         name="onnxruntime-tensorrt",
-        preferred=(PROVIDER, lambda: _options(model)),
+        preferred=(PROVIDER, lambda: _options(model)) if is_taken else None,
+        instead="" if is_taken else _why_without(model),
         max_batch=MAX_BATCH,
+    )
+
+
+def _why_without(model: LoadedModel) -> str:
+    return (
+        f"{model.path.name} is INT8 for {model.manifest.target}: TensorRT takes --model "
+        "student-fp32, or what `dgiqa-quant int8 --target tensorrt` makes"
     )
 
 

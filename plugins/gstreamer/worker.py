@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from dgiqa_stream.sinks import Sink
 
 
+_IDLE_SECONDS = 0.2  # between looks at what is due, while no picture comes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
     """A picture that waits for its score."""
@@ -136,26 +139,35 @@ class Worker:
         while (picture := self._next()) is not None:
             self._score(picture)
             del picture  # the host's memory goes back before the next wait
+            self._session.tick()
         self._session.finish(None, self._ended or "interrupted")
 
     def _next(self) -> Picture | None:
-        """The picture that waits; None at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting is not None or self._ended is not None)
-            picture, self._waiting = self._waiting, None
-            self._changed.notify_all()
-            return picture
+        """The picture that waits; None at the end. What is due meanwhile is done."""
+        while True:
+            with self._changed:
+                if self._changed.wait_for(
+                    lambda: self._waiting is not None or self._ended is not None, _IDLE_SECONDS
+                ):
+                    picture, self._waiting = self._waiting, None
+                    self._changed.notify_all()
+                    return picture
+            self._session.tick()
 
     def _score(self, picture: Picture) -> None:
         self._telemetry.count(Count.HANDED)
         num_judged = self._num_judged()
         try:
             with picture.planes() as planes:
-                self._session.frame(Frame(planes, picture.info, self._stream))
+                self._publish(Frame(planes, picture.info, self._stream))
         except Exception as exc:  # noqa: BLE001 - the host goes on, whatever a picture does
             if self._num_judged() == num_judged:  # it was never opened
                 self._telemetry.count(Count.FAILED)
             self._on_problem(exc)
+
+    def _publish(self, frame: Frame) -> None:
+        self._session.heard()
+        self._session.frame(frame, self._session.scoring(frame))
 
     def _num_judged(self) -> int:
         counts = self._telemetry.counts()

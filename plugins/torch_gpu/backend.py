@@ -5,8 +5,10 @@ The runtime's name for it is ``torch``; see :func:`open_model`.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -47,9 +49,12 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "fp16", "bf16"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_NUM_THREADS = 2  # that run batches: one cuts the next while the other waits for scores
 MAX_BATCH = 64
 BUDGET_SECONDS = 0.005
 """How long a frame waits for others to share its batch, at most."""
+FRAMES_IN_FLIGHT = 4
+"""Of one stream on a GPU: one is uploaded and cut, one is scored, others wait to share a batch."""
 PROFILES = {"latency": (BUDGET_SECONDS, MAX_BATCH), "low-clock": (0.05, 128)}
 """That wait and the largest batch: large ones let a GPU whose clock or power is held low do the
 same work in fewer launches."""
@@ -65,6 +70,8 @@ def open_model(
     budget_seconds: float | None = None,
     gpu_profile: str = "latency",
     max_gpu_mb: int = 0,
+    frames_in_flight: int | None = None,
+    is_strict: bool = False,
     requested: str = "torch",
     instead: str = "",
 ) -> TorchBackend | SpreadBackend:
@@ -72,7 +79,9 @@ def open_model(
 
     On several devices streams are spread over them; each may take ``max_gpu_mb`` (10 ** 6 bytes; 0:
     all there is). ``max_batch`` and ``budget_seconds`` are those of ``gpu_profile``, one of
-    ``PROFILES``, unless they are given. A backend that this one stands in for gives its name as
+    ``PROFILES``, unless they are given. ``frames_in_flight`` of one stream are 1 on a CPU and
+    ``FRAMES_IN_FLIGHT`` on a GPU unless they are. Where it ``is_strict``, the loss of one of
+    several devices is that of all. A backend that this one stands in for gives its name as
     ``requested`` and, ``instead``, why. Raises :class:`ModelError` where the file is no model of
     this project's, and its :class:`BackendUnavailable` where the device cannot be used.
     """
@@ -87,9 +96,9 @@ def open_model(
         active = f"torch:{where} {chosen}"
         status = BackendStatus(f"{requested}:{device}", active, instead or reason)
         engine, batch = _engine(model, where, chosen, most, max_gpu_mb * MEGABYTE)
-        return TorchBackend(engine, model, status, batch, wait)
+        return TorchBackend(engine, model, status, batch, wait, frames_in_flight=frames_in_flight)
 
-    return on_each(places, on_one)
+    return on_each(places, on_one, is_strict=is_strict)
 
 
 def gathering(
@@ -106,7 +115,10 @@ def gathering(
 
 
 def on_each(
-    places: Sequence[torch.device], on_one: Callable[[torch.device], TorchBackend]
+    places: Sequence[torch.device],
+    on_one: Callable[[torch.device], TorchBackend],
+    *,
+    is_strict: bool = False,
 ) -> TorchBackend | SpreadBackend:
     """A backend for each device that has scored a black frame there; where one cannot, none is left
     open and that is raised.
@@ -119,7 +131,7 @@ def on_each(
         for backend in opened:
             backend.close()
         raise
-    return opened[0] if len(opened) == 1 else SpreadBackend(opened)
+    return opened[0] if len(opened) == 1 else SpreadBackend(opened, is_strict=is_strict)
 
 
 def _engine(
@@ -207,8 +219,13 @@ class TorchBackend:
         status: BackendStatus,
         max_batch: int,
         budget_seconds: float,
+        *,
+        frames_in_flight: int | None = None,
     ) -> None:
-        """Take an engine that nobody else uses."""
+        """Take an engine that nobody else uses; ``frames_in_flight`` are as in open_model."""
+        self.frames_in_flight = frames_in_flight or (
+            1 if engine.device.type == "cpu" else FRAMES_IN_FLIGHT
+        )
         self._engine, self._model, self._status = engine, model, status
         self._specs = tuple(model.manifest.preprocess.views)
         self._fields = output_names(model.manifest)
@@ -218,8 +235,11 @@ class TorchBackend:
             is_too_large=is_out_of_memory,
             is_fault=is_fault,
             on_lost=lambda reason: note_loss(engine.device, reason),
+            num_threads=_NUM_THREADS,
             name=f"torch batches {engine.device}",
         )
+        self._running = threading.Lock()  # the engine is for one thread at a time
+        self._cutting = threading.local()  # each thread's own stream
         self._needs_pinning = not shares_memory(engine.device)
         self._watch = DeviceWatch(lambda: _told_of(engine.device))
         note_use(engine.device, +1)
@@ -290,8 +310,23 @@ class TorchBackend:
 
     def infer(self, batch: FrameBatch) -> Outputs:
         """See :class:`~dgiqa_stream.backends.Backend`; waits for a batch that others share."""
+        return self.start(batch, lambda: None)()
+
+    def start(self, batch: FrameBatch, on_done: Callable[[], None]) -> Callable[[], Outputs]:
+        """See :class:`~dgiqa_stream.backends.StartingBackend`."""
         futures = self._service.submit(threading.get_ident(), list(pieces_of(batch)))
-        found = [future.result() for future in futures]
+        # a future keeps its callback: one that knew the futures would keep all until a collection
+        num_left = itertools.count(len(futures) - 1, -1)
+
+        def told(_: Future[dict[str, float]]) -> None:
+            if next(num_left) == 0:  # one step: threads cannot see the same number
+                on_done()
+
+        for future in futures:
+            future.add_done_callback(told)
+        return lambda: self._outputs([future.result() for future in futures])
+
+    def _outputs(self, found: Sequence[Mapping[str, float]]) -> Outputs:
         columns = {
             field: finite_numbers(name, np.array([one[name] for one in found], np.float32))
             for field, name in self._fields.items()
@@ -312,19 +347,37 @@ class TorchBackend:
             if not is_fault(exc):
                 raise
 
-    # In the service's thread ---------------------------------------------------------------------
+    # In the service's threads --------------------------------------------------------------------
 
     def _run(self, pieces: Sequence[Piece]) -> list[dict[str, float]]:
-        """Score one batch; each frame's outputs by name, and whether it is flat."""
-        stream = self._engine.stream
-        with torch.cuda.stream(stream) if stream else nullcontext(), torch.inference_mode():
-            if stream:  # where the decoder writes
-                stream.wait_stream(torch.cuda.default_stream(self._engine.device))
-            views = self._views_of(pieces)
-            found: dict[str, Any] = dict(self._engine.run(views))
-            if self._model.manifest.domain:
-                found["flat"] = self._flat(views)
+        """Score one batch; each frame's outputs by name, and whether it is flat.
+
+        Uploads and views go in this thread's stream, the network in the engine's: one thread cuts
+        the next batch while the other waits for the scores of this one.
+        """
+        with torch.inference_mode():
+            cutting, running = self._cutting_stream(), self._engine.stream
+            with torch.cuda.stream(cutting) if cutting else nullcontext():
+                if cutting:  # where the decoder writes
+                    cutting.wait_stream(torch.cuda.default_stream(self._engine.device))
+                views = self._views_of(pieces)
+            with self._running, torch.cuda.stream(running) if running else nullcontext():
+                if running and cutting:
+                    running.wait_stream(cutting)
+                found: dict[str, Any] = dict(self._engine.run(views))
+                if self._model.manifest.domain:
+                    found["flat"] = self._flat(views)
+        # All is done on the device by now: what was cut may go, whichever stream read it last.
         return [{k: float(v[n]) for k, v in found.items()} for n in range(len(pieces))]
+
+    def _cutting_stream(self) -> torch.cuda.Stream | None:
+        """The one that this thread cuts in; None on a CPU."""
+        if self._engine.stream is None:
+            return None
+        if not hasattr(self._cutting, "stream"):
+            self._cutting.stream = torch.cuda.Stream(self._engine.device)
+        stream: torch.cuda.Stream = self._cutting.stream
+        return stream
 
     def _views_of(self, pieces: Sequence[Piece]) -> Mapping[str, Tensor]:
         """All views on the device, cut where they have to be: (N, height, width, 3) each."""

@@ -8,7 +8,7 @@ back. :mod:`plugins.torch_gpu.service` owns the thread. For each batcher, at any
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -66,7 +66,9 @@ class Batcher(Generic[Item]):
     """Collects frames until a batch is due.
 
     A batch is due when it is full, when its oldest frame has waited ``budget_seconds``, or when
-    every stream that has given a frame within ``active_seconds`` waits: then nobody else will come.
+    every stream that has given a frame within ``active_seconds`` waits, or has one in a batch that
+    is not :meth:`done`: then hardly anyone else will come. So streams that wait for their results
+    fall into groups, one of which is made ready while another is scored.
 
     Turns are those of start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996, section 2) with
     frames of equal length: a stream that gives more frames than others waits for itself alone, and
@@ -86,6 +88,7 @@ class Batcher(Generic[Item]):
         self._waiting: list[Waiting[Item]] = []
         self._seen: dict[Hashable, float] = {}
         self._turn_of: dict[Hashable, int] = {}
+        self._under_way: Counter[Hashable] = Counter()  # frames in batches that are not done
         self._turn = 0
         self._num_added = self._num_taken = self._num_batches = 0
         self._waited: deque[float] = deque(maxlen=_NUM_REMEMBERED)
@@ -116,7 +119,12 @@ class Batcher(Generic[Item]):
         self._num_taken += len(batch)
         self._num_batches += 1
         self._waited.extend(now - w.added_seconds for w in batch)
+        self._under_way.update(w.stream for w in batch)
         return batch
+
+    def done(self, batch: Sequence[Waiting[Item]]) -> None:
+        """Frames of a batch that was taken have their results: their streams may give more."""
+        self._under_way -= Counter(w.stream for w in batch)
 
     def clear(self) -> Sequence[Waiting[Item]]:
         """All that waits, taken out of turn: the end."""
@@ -139,7 +147,7 @@ class Batcher(Generic[Item]):
 
     def _all_wait(self, now: float) -> bool:
         self._forget(now)
-        return len({w.stream for w in self._waiting}) >= len(self._seen)
+        return self._seen.keys() <= {w.stream for w in self._waiting} | self._under_way.keys()
 
     def _forget(self, now: float) -> None:
         """Streams that have gone away, unless a frame of theirs still waits."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,11 +11,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dgiqa_stream.backends import refuse_unknown_device
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, FrameLost
 
 Result = TypeVar("Result")
 
-_KNOWN = "known here: auto, cpu, cuda, cuda:N, cuda:N,cuda:M"
 _FAULTS = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS", "NVRTC error")
 _lock = threading.Lock()
 _in_use: Counter[int] = Counter()  # numbers of CUDA devices: backends that score there
@@ -35,8 +35,7 @@ def devices_of(wanted: str) -> tuple[tuple[torch.device, ...], str]:
     or several with commas between, those. Raises :class:`BackendUnavailable` where a GPU is asked
     for by name and is not usable: only ``auto`` falls back.
     """
-    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*", wanted):
-        raise ConfigError(f"unknown device {wanted!r}; {_KNOWN}")
+    refuse_unknown_device(wanted)
     if wanted == "cpu":
         return (torch.device("cpu"),), ""
     reason = why_no_cuda()
@@ -70,8 +69,10 @@ def why_no_cuda() -> str:
     """Empty where torch can use a CUDA device; else why it cannot, and what to do."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA: install one of pytorch.org's"
-    if torch.cuda.is_available():
-        return ""
+    with warnings.catch_warnings():  # of a driver that is too old: it is told below, in a line
+        warnings.simplefilter("ignore")
+        if torch.cuda.is_available():
+            return ""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as exc:  # no driver, or one too old for this torch
@@ -102,9 +103,13 @@ def note_use(device: torch.device, change: int) -> None:
 
 
 def numbers_in_use() -> tuple[int, ...]:
-    """The CUDA devices that score now; the first, where none does."""
+    """The CUDA devices that score now, but for those that are lost; the first, where none does.
+
+    Where all are lost it is those: who asks for one is then told why not.
+    """
     with _lock:
-        return tuple(sorted(n for n, count in _in_use.items() if count > 0)) or (0,)
+        used = sorted(n for n, count in _in_use.items() if count > 0)
+        return tuple(n for n in used if n not in _lost) or tuple(used) or (0,)
 
 
 # A device that fails ---------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Views of 8-bit pictures by a few Triton kernels, from the decoder's own surfaces.
+"""Views of pictures by a few Triton kernels, from the decoder's own surfaces.
 
 One kernel halves planes until they are less than twice the view's size, and reads each sample once;
 one interpolates luma and chroma, or picks fragments out of the surfaces, applies the colour matrix
-and writes the view. The arithmetic is that of :mod:`plugins.torch_gpu.views`, in integers
-throughout, so that both give the same bytes. Deeper pictures and HDR are left to torch itself.
+and writes the view. The arithmetic is that of :mod:`plugins.torch_gpu.views`, so that both give
+the same bytes: integers for 8 bits; for deeper samples (P010) float32 with a rounding after each
+step, which is why the compiler may fuse nothing. HDR is left to torch itself.
 
 Imported where Triton is; with ``TRITON_INTERPRET=1`` the same code runs on a CPU, for tests.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Refused = TritonError
 """What is raised where a kernel cannot be compiled for a size or a GPU."""
 
+_CPU = torch.device("cpu")
 _GREY, _YCBCR, _RGB = 0, 1, 2
 _NUM = 128  # samples or pixels that a block makes, at most
 _LOADED = 4096  # samples that it reads at once, about
@@ -40,8 +42,9 @@ _LOADED = 4096  # samples that it reads at once, about
 @triton.jit
 def halve_kernel(surfaces, out, height, width, top, left, FIRST: tl.constexpr,
                  STEP: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
-                 NUM: tl.constexpr):  # fmt: skip
-    """NUM samples of a plane halved DOWN times down and ACROSS times across, rounding up each time.
+                 NUM: tl.constexpr, IS_DEEP: tl.constexpr):  # fmt: skip
+    """NUM samples of a plane halved DOWN times down and ACROSS times across, rounding each time:
+    halves up, or to the even number where samples are deep.
 
     Blocks go over samples, pictures and planes, of which FIRST is the first.
     """
@@ -51,28 +54,55 @@ def halve_kernel(surfaces, out, height, width, top, left, FIRST: tl.constexpr,
     inside = tl.minimum(number, last)
     surfaces += picture * 6 + (plane + FIRST) * 2
     row_stride = tl.load(surfaces + 1)
-    origin = tl.load(surfaces).to(tl.pointer_type(tl.uint8)) + top * row_stride + left * STEP
+    origin = tl.load(surfaces).to(tl.pointer_type(tl.uint16 if IS_DEEP else tl.uint8))
+    origin += top * row_stride + left * STEP
     y = ((inside // width)[:, None, None] << DOWN) + tl.arange(0, 1 << DOWN)[None, :, None]
     x = ((inside % width)[:, None, None] << ACROSS) + tl.arange(0, 1 << ACROSS)[None, None, :]
     v = tl.load(origin + y * row_stride + x * STEP).to(tl.int32)  # (NUM, 2**DOWN, 2**ACROSS)
     for k in tl.static_range(max(DOWN, ACROSS)):
         if k < DOWN and k < ACROSS:
             v = tl.reshape(v, (NUM, 1 << (DOWN - k - 1), 2, 1 << (ACROSS - k - 1), 2))
-            v = (tl.sum(tl.sum(v, axis=4), axis=2) + 2) >> 2
+            v = _rounded_shift(tl.sum(tl.sum(v, axis=4), axis=2), 2, IS_DEEP)
         elif k < DOWN:
-            v = (tl.sum(tl.reshape(v, (NUM, 1 << (DOWN - k - 1), 2, 1)), axis=2) + 1) >> 1
+            v = tl.sum(tl.reshape(v, (NUM, 1 << (DOWN - k - 1), 2, 1)), axis=2)
+            v = _rounded_shift(v, 1, IS_DEEP)
         else:
-            v = (tl.sum(tl.reshape(v, (NUM, 1, 1 << (ACROSS - k - 1), 2)), axis=3) + 1) >> 1
+            v = tl.sum(tl.reshape(v, (NUM, 1, 1 << (ACROSS - k - 1), 2)), axis=3)
+            v = _rounded_shift(v, 1, IS_DEEP)
     target = out + (plane.to(tl.int64) * tl.num_programs(1) + picture) * height * width + inside
-    tl.store(target, tl.reshape(v, (NUM,)).to(tl.uint8), mask=number <= last)
+    v = tl.reshape(v, (NUM,)).to(tl.uint16 if IS_DEEP else tl.uint8)
+    tl.store(target, v, mask=number <= last)
+
+
+@triton.jit
+def _rounded_shift(total, BITS: tl.constexpr, TO_EVEN: tl.constexpr):
+    """A sum of 2 ** BITS whole numbers to their mean, a whole number."""
+    half = 1 << (BITS - 1)
+    return (total + half - 1 + ((total >> BITS) & 1 if TO_EVEN else 1)) >> BITS
+
+
+@triton.jit
+def _whole_number(value):
+    """Float32, 0 or more, to the nearest int32; halves to the even one."""
+    below = value.to(tl.int32)
+    rest = value - below.to(tl.float32)  # exact
+    return below + ((rest > 0.5) | ((rest == 0.5) & ((below & 1) == 1))).to(tl.int32)
+
+
+@triton.jit
+def _between(first, second, weight):
+    """``first + weight * (second - first)``, float32, rounded once: see ``views._between``."""
+    step = (second - first).to(tl.float64) * weight.to(tl.float64)
+    return (first.to(tl.float64) + step).to(tl.float32)
 
 
 @triton.jit
 def _value(surfaces, tables, height, width, y, x, top, left, PLANE: tl.constexpr,
-           STEP: tl.constexpr, IS_WHOLE: tl.constexpr):  # fmt: skip
+           STEP: tl.constexpr, IS_WHOLE: tl.constexpr, IS_DEEP: tl.constexpr):  # fmt: skip
     """What one plane is at pixels of a view: int32."""
     row_stride = tl.load(surfaces + 2 * PLANE + 1)
-    origin = tl.load(surfaces + 2 * PLANE).to(tl.pointer_type(tl.uint8))
+    origin = tl.load(surfaces + 2 * PLANE)
+    origin = origin.to(tl.pointer_type(tl.uint16 if IS_DEEP else tl.uint8))
     origin += top * row_stride + left * STEP
     rows, columns = tables + y, tables + 4 * height + x
     upper = origin + tl.load(rows) * row_stride
@@ -81,13 +111,22 @@ def _value(surfaces, tables, height, width, y, x, top, left, PLANE: tl.constexpr
     if IS_WHOLE:
         lower = origin + tl.load(rows + height) * row_stride
         right_of = tl.load(columns + width) * STEP
+        upper_right = tl.load(upper + right_of).to(tl.int32)
+        lower_left = tl.load(lower + left_of).to(tl.int32)
+        lower_right = tl.load(lower + right_of).to(tl.int32)
         of_left, of_right = tl.load(columns + 2 * width), tl.load(columns + 3 * width)
-        a = value * of_left + tl.load(upper + right_of).to(tl.int32) * of_right
-        b = tl.load(lower + left_of).to(tl.int32) * of_left
-        b += tl.load(lower + right_of).to(tl.int32) * of_right
-        a = ((a >> 4) * tl.load(rows + 2 * height)) >> 16
-        b = ((b >> 4) * tl.load(rows + 3 * height)) >> 16
-        value = (a + b + 2) >> 2
+        of_upper, of_lower = tl.load(rows + 2 * height), tl.load(rows + 3 * height)
+        if IS_DEEP:
+            across = of_right.to(tl.float32, bitcast=True)
+            a = _between(value.to(tl.float32), upper_right.to(tl.float32), across)
+            b = _between(lower_left.to(tl.float32), lower_right.to(tl.float32), across)
+            value = _whole_number(_between(a, b, of_lower.to(tl.float32, bitcast=True)))
+        else:
+            a = value * of_left + upper_right * of_right
+            b = lower_left * of_left + lower_right * of_right
+            a = ((a >> 4) * of_upper) >> 16
+            b = ((b >> 4) * of_lower) >> 16
+            value = (a + b + 2) >> 2
     return value
 
 
@@ -95,8 +134,9 @@ def _value(surfaces, tables, height, width, y, x, top, left, PLANE: tl.constexpr
 def view_kernel(surfaces, tables, matrices, out, height, width, matrix_stride,
                 luma_top, luma_left, chroma_top, chroma_left,
                 LUMA_STEP: tl.constexpr, CHROMA_STEP: tl.constexpr, IS_WHOLE: tl.constexpr,
-                KIND: tl.constexpr, NUM: tl.constexpr):  # fmt: skip
+                KIND: tl.constexpr, NUM: tl.constexpr, BITS: tl.constexpr):  # fmt: skip
     """NUM pixels of one view of one picture; blocks go over pixels and pictures."""
+    is_deep: tl.constexpr = BITS > 8
     picture = tl.program_id(1)
     number = tl.program_id(0) * NUM + tl.arange(0, NUM)
     last = height * width - 1
@@ -104,16 +144,20 @@ def view_kernel(surfaces, tables, matrices, out, height, width, matrix_stride,
     y, x = inside // width, inside % width
     surfaces += picture * 6
     first = _value(surfaces, tables, height, width, y, x, luma_top, luma_left,
-                   0, LUMA_STEP, IS_WHOLE)  # fmt: skip
+                   0, LUMA_STEP, IS_WHOLE, is_deep)  # fmt: skip
     if KIND == 0:
-        second = tl.full((NUM,), 128, tl.int32)
+        second = tl.full((NUM,), 128 << (BITS - 8), tl.int32)
         third = second
     else:
         tables += 4 * (height + width)
         second = _value(surfaces, tables, height, width, y, x, chroma_top, chroma_left,
-                        1, CHROMA_STEP, IS_WHOLE)  # fmt: skip
+                        1, CHROMA_STEP, IS_WHOLE, is_deep)  # fmt: skip
         third = _value(surfaces, tables, height, width, y, x, chroma_top, chroma_left,
-                       2, CHROMA_STEP, IS_WHOLE)  # fmt: skip
+                       2, CHROMA_STEP, IS_WHOLE, is_deep)  # fmt: skip
+    if is_deep:  # steps of 255, which a power of two makes of them exactly
+        scale: tl.constexpr = 1.0 / (1 << (BITS - 8))
+        first = first.to(tl.float32) * scale
+        second, third = second.to(tl.float32) * scale, third.to(tl.float32) * scale
     m = matrices + picture * matrix_stride
     target = out + (picture.to(tl.int64) * height * width + inside) * 3
     for c in tl.static_range(3):
@@ -121,7 +165,11 @@ def view_kernel(surfaces, tables, matrices, out, height, width, matrix_stride,
             value = first if c == 0 else (second if c == 1 else third)
         else:
             value = tl.load(m + 4 * c) * first + tl.load(m + 4 * c + 1) * second
-            value = (value + tl.load(m + 4 * c + 2) * third + tl.load(m + 4 * c + 3)) >> 10
+            value = value + tl.load(m + 4 * c + 2) * third + tl.load(m + 4 * c + 3)
+            if not is_deep:
+                value = value >> 10
+        if is_deep:
+            value = _whole_number(tl.minimum(tl.maximum(value, 0.0), 255.0))
         value = tl.minimum(tl.maximum(value, 0), 255)
         tl.store(target + c, value.to(tl.uint8), mask=number <= last)
 
@@ -148,8 +196,8 @@ class _Geometry:
 def why_not(alike: Sequence[TorchPlanes]) -> str:
     """Empty where the kernel knows these pictures, all of one layout."""
     first = alike[0]
-    if first.bit_depth != 8 or first.hdr:
-        return "deep or HDR pictures"
+    if first.hdr:
+        return "HDR pictures"
     if len({tuple(t.stride()[1:] for t in picture.tensors) for picture in alike}) > 1:
         return "samples that lie differently apart"
     return ""
@@ -172,20 +220,23 @@ def cut(
     is_whole = view.kind == "whole"
     shapes = tuple((p.shape[0], p.shape[1]) for p in (planes[0], planes[-1]))
     prepare = _whole_tables if is_whole else _fragment_tables
-    tables, luma, chroma = prepare(shapes, region, size, grid, device)
+    is_deep = first.bit_depth > 8
+    tables, luma, chroma = prepare(shapes, region, size, grid, device, is_deep)
     steps = planes[0].stride(1), planes[-1].stride(1)
     surfaces = _surfaces(alike)
     if is_whole:
-        surfaces, luma, chroma, steps = _halved(surfaces, len(planes), luma, chroma, steps, device)
+        surfaces, luma, chroma, steps = _halved(
+            surfaces, len(planes), luma, chroma, steps, device, planes[0].dtype
+        )
     kinds = [(p.matrix, p.full_range) for p in alike]
     chosen = tuple(kinds if len(set(kinds)) > 1 else kinds[:1])
     out = torch.empty((len(alike), *size, 3), dtype=torch.uint8, device=device)
     view_kernel[-(-size[0] * size[1] // _NUM), len(alike)](
-        surfaces.to(device), tables, plain.matrices(chosen, device, is_exact=True), out,
+        surfaces.to(device), tables, plain.matrices(chosen, device, not is_deep), out,
         size[0], size[1], 12 if len(chosen) > 1 else 0,
         luma.top, luma.left, chroma.top, chroma.left, LUMA_STEP=steps[0], CHROMA_STEP=steps[1],
         IS_WHOLE=is_whole, KIND=_RGB if first.is_rgb else _YCBCR if len(planes) > 1 else _GREY,
-        NUM=_NUM,
+        NUM=_NUM, BITS=first.bit_depth, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -216,6 +267,7 @@ def _halved(
     chroma: _Geometry,
     steps: tuple[int, int],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, _Geometry, _Geometry, tuple[int, int]]:
     """Surfaces, places and steps of the halved planes; of those that need it not, as they are."""
     source, target = surfaces.to(device), surfaces.clone()
@@ -227,13 +279,15 @@ def _halved(
         count, num = last - first, _LOADED >> (plane.down + plane.across)
         num = min(_NUM, max(4, num))
         out = torch.empty((count, len(surfaces), plane.height, plane.width),
-                          dtype=torch.uint8, device=device)  # fmt: skip
+                          dtype=dtype, device=device)  # fmt: skip
         halve_kernel[-(-plane.height * plane.width // num), len(surfaces), count](
             source, out, plane.height, plane.width, plane.top, plane.left,
             FIRST=first, STEP=step, DOWN=plane.down, ACROSS=plane.across, NUM=num,
+            IS_DEEP=dtype == torch.uint16,
         )  # fmt: skip
         numbers = torch.arange(count * len(surfaces)).reshape(count, -1).t()  # (N, count)
-        target[:, first:last, 0] = out.data_ptr() + numbers * (plane.height * plane.width)
+        num_bytes = plane.height * plane.width * out.element_size()
+        target[:, first:last, 0] = out.data_ptr() + numbers * num_bytes
         target[:, first:last, 1] = plane.width
         kept.append((_Geometry(tensor=out), 1))
     (luma, luma_step), (chroma, chroma_step) = kept
@@ -247,6 +301,7 @@ def _whole_tables(
     size: tuple[int, int],
     _grid: tuple[int, int],
     device: torch.device,
+    is_deep: bool,
 ) -> tuple[Tensor, _Geometry, _Geometry]:
     """Between which halved samples each pixel lies, in luma and in chroma: int32, flat."""
     found, geometries = [], []
@@ -258,10 +313,10 @@ def _whole_tables(
         halved = _halvings(tall, size[0]), _halvings(wide, size[1])
         geometries.append(_Geometry(top, left, *halved, tall >> halved[0], wide >> halved[1]))
         found += [
-            _axis(tall >> halved[0], size[0], device, is_row=False),
-            _axis(wide >> halved[1], size[1], device, is_row=True),
+            _axis(tall >> halved[0], size[0], is_row=False, is_deep=is_deep),
+            _axis(wide >> halved[1], size[1], is_row=True, is_deep=is_deep),
         ]
-    return torch.cat(found), geometries[0], geometries[1]
+    return torch.cat(found).to(device), geometries[0], geometries[1]  # whole, for every stream
 
 
 def _halvings(length: int, target: int) -> int:
@@ -269,10 +324,15 @@ def _halvings(length: int, target: int) -> int:
     return 0 if length < 2 * target else 1 + _halvings(length // 2, target)
 
 
-def _axis(num_in: int, num_out: int, device: torch.device, *, is_row: bool) -> Tensor:
-    """First and second neighbour and their weights, each (num_out,): int32, flat."""
-    first, second, weight = plain.places(num_in, num_out, device, is_row=is_row, is_deep=False)
+def _axis(num_in: int, num_out: int, *, is_row: bool, is_deep: bool) -> Tensor:
+    """First and second neighbour and their weights, each (num_out,): int32, flat.
+
+    For deep samples both weights are the bits of the second one's, float32.
+    """
+    first, second, weight = plain.places(num_in, num_out, _CPU, is_row=is_row, is_deep=is_deep)
     weights = plain.fixed(1 - weight), plain.fixed(weight)
+    if is_deep:
+        weights = (weight.view(torch.int32),) * 2
     return torch.cat([n.to(torch.int32) for n in (first, second, *weights)])
 
 
@@ -283,6 +343,7 @@ def _fragment_tables(
     size: tuple[int, int],
     grid: tuple[int, int],
     device: torch.device,
+    _is_deep: bool,
 ) -> tuple[Tensor, _Geometry, _Geometry]:
     """Which sample each pixel is, in the places that :func:`_whole_tables` has."""
     found: list[Any] = []
@@ -290,6 +351,6 @@ def _fragment_tables(
         for axis in (0, 1):
             step = -(-shapes[0][axis] // shape[axis])
             ends = region[axis], region[axis + 2]
-            sources = plain.sources(*ends, grid[axis], size[axis], shape[axis], step, device)
+            sources = plain.sources(*ends, grid[axis], size[axis], shape[axis], step, _CPU)
             found.append(sources.to(torch.int32).repeat(4))
-    return torch.cat(found), _Geometry(), _Geometry()
+    return torch.cat(found).to(device), _Geometry(), _Geometry()

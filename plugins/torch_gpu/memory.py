@@ -82,7 +82,9 @@ def _measured(
     device: torch.device,
     num_frames: int,
 ) -> int:
-    """What cutting and scoring take: both, because what a captured graph has stays its own."""
+    """What cutting and scoring take: both, because what a captured graph has stays its own, and
+    cutting twice, because the next batch is cut while one is scored.
+    """
     height, width = _SIZE_PX
     planes = (
         torch.zeros((height, width), dtype=torch.uint8, device=device),
@@ -97,7 +99,8 @@ def _measured(
     cut()  # what is made once, such as places of samples, is not counted
     cutting = peak_bytes(device, cut)
     network(found)
-    return num_frames * plane_bytes + cutting + peak_bytes(device, lambda: network(found))
+    scoring = peak_bytes(device, lambda: network(found))
+    return 2 * (num_frames * plane_bytes + cutting) + scoring
 
 
 class _Tensors(TorchDispatchMode):

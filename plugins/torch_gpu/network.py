@@ -259,6 +259,14 @@ def _split(inputs: _Inputs, attributes: _Attributes) -> tuple[Tensor, ...]:
     return x.split(x.shape[axis] // num_parts, axis)
 
 
+def _reshape(inputs: _Inputs, attributes: _Attributes) -> Tensor:
+    x, shape = inputs
+    keeps_zero = bool(attributes.get("allowzero", 0))
+    sizes = [x.shape[k] if n == 0 and not keeps_zero else n for k, n in enumerate(shape.tolist())]
+    reshaped: Tensor = x.reshape(sizes)
+    return reshaped
+
+
 _OPERATIONS: Mapping[str, Callable[[_Inputs, _Attributes], Tensor | tuple[Tensor, ...]]] = {
     "Add": lambda i, a: i[0] + i[1],
     "Cast": lambda i, a: i[0].float(),  # only bytes to numbers occurs; convolutions round further
@@ -273,6 +281,7 @@ _OPERATIONS: Mapping[str, Callable[[_Inputs, _Attributes], Tensor | tuple[Tensor
     "Mul": lambda i, a: i[0] * i[1],
     "ReduceMean": _reduce_mean,
     "Relu": lambda i, a: F.relu(i[0]),
+    "Reshape": _reshape,
     "Sigmoid": lambda i, a: torch.sigmoid(i[0]),
     "Split": _split,
     "Sub": lambda i, a: i[0] - i[1],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgiqa_stream.preprocess import make_batch, stored_region
-from plugins.torch_gpu.planes import TorchPlanes
+from plugins.torch_gpu.planes import TorchPlanes, tensors_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,11 @@ class Pictures:
     def views(self) -> Mapping[str, NDArray[np.uint8]]:
         """Name to uint8 (N, height, width, 3)."""
         return make_batch([p.on_cpu() for p in self.planes], self._specs, crop=self.crop).views
+
+    def moved(self, pictures: Sequence[Planes | TorchPlanes]) -> Pictures:
+        """The same batch of the same pictures, of which some lie in memory now."""
+        found = [p if isinstance(p, TorchPlanes) else tensors_of(p) for p in pictures]
+        return Pictures(found, self._specs, self.crop)
 
     def __len__(self) -> int:
         """The number of frames."""

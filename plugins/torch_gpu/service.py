@@ -1,4 +1,4 @@
-"""The thread that runs batches: the only owner of threads in this package."""
+"""The threads that run batches: the only owner of threads in this package."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ class ServiceStatistics:
 
 
 class BatchService(Generic[Item, Result]):
-    """Runs items that many threads give it, in batches, in one thread of its own.
+    """Runs items that many threads give it, in batches, in threads of its own.
+
+    With two ``num_threads`` the next batch is made ready while one runs; ``run`` sees to what is
+    for one thread at a time.
 
     ``run`` gets a batch and returns a result for each item. Where it raises what ``is_too_large``
     knows, the largest batch is halved and the same items run in two parts. What ``is_fault`` knows
@@ -66,9 +69,10 @@ class BatchService(Generic[Item, Result]):
         is_fault: Callable[[BaseException], bool] = lambda exc: False,
         on_lost: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
+        num_threads: int = 1,
         name: str = "batches",
     ) -> None:
-        """The thread starts at once and ends with :meth:`close`."""
+        """The threads start at once and end with :meth:`close`."""
         self._run, self._batcher, self._is_too_large = run, batcher, is_too_large
         self._is_fault, self._on_lost, self._clock = is_fault, on_lost, clock
         self._lost = ""
@@ -76,8 +80,12 @@ class BatchService(Generic[Item, Result]):
         self._is_closed = False
         self._answered: deque[float] = deque(maxlen=_NUM_REMEMBERED)
         self._num_failed = self._num_shrunk = self._num_retried = 0
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name} {n}", daemon=True)
+            for n in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, stream: Hashable, items: Sequence[Item]) -> list[Future[Result]]:
         """Give items of one stream; each future has its item's result, in whatever batch it ran."""
@@ -90,7 +98,7 @@ class BatchService(Generic[Item, Result]):
             now = self._clock()
             for pair in pairs:
                 self._batcher.add(stream, pair, now)
-            self._changed.notify()
+            self._changed.notify_all()
         return [future for _, future in pairs]
 
     def statistics(self) -> ServiceStatistics:
@@ -106,21 +114,29 @@ class BatchService(Generic[Item, Result]):
             )
 
     def close(self) -> None:
-        """End the thread after the batch that runs; what waits is refused. Twice is fine."""
+        """End the threads after the batches that run; what waits is refused. Twice is fine."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if threading.current_thread() is not thread:
+                thread.join()
 
     def _work(self) -> None:
-        while batch := self._next():
-            self._answer(batch)
+        while self._answer_next():
+            pass
         with self._changed:
             left = self._batcher.clear()
         for waiting in left:
             told = DeviceLost(self._lost) if self._lost else ModelError(_CLOSED)
             waiting.item[1].set_exception(told)
+
+    def _answer_next(self) -> bool:
+        """Wait for a batch and answer it, keeping nothing of it; False at the end."""
+        batch = self._next()
+        if batch:
+            self._answer(batch)
+        return bool(batch)
 
     def _next(self) -> Sequence[_Pair[Item, Result]]:
         """The batch that is due, waited for; empty at the end."""
@@ -161,7 +177,8 @@ class BatchService(Generic[Item, Result]):
             self._answer(batch, is_retry=True)
             return
         now = self._clock()
-        with self._changed:
+        with self._changed:  # before a stream hears of it, and gives its next frame
+            self._batcher.done(batch)
             self._answered.extend(now - waiting.added_seconds for waiting in batch)
         for waiting, result in zip(batch, results, strict=True):
             waiting.item[1].set_result(result)
@@ -170,6 +187,7 @@ class BatchService(Generic[Item, Result]):
         """Tell each future; frames of the traceback give up what they hold on the device."""
         traceback.clear_frames(exc.__traceback__)
         with self._changed:
+            self._batcher.done(batch)
             self._num_failed += len(batch)
         line = " ".join(str(exc).split()) or type(exc).__name__
         told = line if isinstance(exc, ModelError) else f"inference failed: {line}"
@@ -183,6 +201,7 @@ class BatchService(Generic[Item, Result]):
         reason = " ".join(str(exc).split()) or type(exc).__name__
         with self._changed:
             self._lost = f"the device was lost while running: {reason[:200]}"
+            self._changed.notify_all()
         self._on_lost(reason[:200])
 
     def _shrink(self, num_items: int) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dgiqa_stream.backends import BackendStatus, Outputs
 from dgiqa_stream.errors import DeviceLost
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dgiqa_stream.telemetry import DeviceStatus
     from dgiqa_stream.types import Crop, FrameBatch, Planes
     from plugins.torch_gpu.backend import TorchBackend
+    from plugins.torch_gpu.planes import TorchPlanes
 
 _logger = logging.getLogger("dgiqa_stream.backends")
 
@@ -68,10 +69,10 @@ class Loads:
             known.fps = known.fps * faded + num_frames / _MEMORY_SECONDS
             known.place, known.seen_at = place, now
 
-    def drop(self, place: int) -> bool:
-        """A device is gone: its streams go elsewhere. Whether another one is left."""
+    def drop(self, *places: int) -> bool:
+        """Devices are gone: their streams go elsewhere. Whether another one is left."""
         with self._lock:
-            self._usable = [n for n in self._usable if n != place]
+            self._usable = [n for n in self._usable if n not in places]
             return bool(self._usable)
 
     def loads(self) -> dict[int, float]:
@@ -106,14 +107,19 @@ class SpreadBackend:
     """Several :class:`TorchBackend` of one model, one for each device.
 
     Frames of one thread are taken for one stream. Frames that lie on a device are scored there. A
-    device that is lost is left out; :class:`DeviceLost` is raised once none is left.
+    device that is lost is left out; :class:`DeviceLost` is raised once none is left. Where it is
+    strict, nothing is left once one is lost: fewer devices are not what was asked for.
     """
 
     def __init__(
-        self, backends: Sequence[TorchBackend], *, clock: Callable[[], float] = time.monotonic
+        self,
+        backends: Sequence[TorchBackend],
+        *,
+        is_strict: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take opened backends; they are closed with this one."""
-        self._backends, self._clock = tuple(backends), clock
+        self._backends, self._is_strict, self._clock = tuple(backends), is_strict, clock
         self._loads = Loads(len(backends))
         self._lost: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -143,19 +149,56 @@ class SpreadBackend:
     def cut(
         self, pictures: Sequence[Planes], views: Sequence[ViewSpec], *, crop: Crop | None
     ) -> FrameBatch:
-        """See :class:`~dgiqa_stream.backends.CuttingBackend`."""
-        return self._backends[self._place_of(pictures)].cut(pictures, views, crop=crop)
+        """See :class:`~dgiqa_stream.backends.CuttingBackend`; on another device where one is lost.
 
-    def infer(self, batch: FrameBatch) -> Outputs:
-        """See :class:`~dgiqa_stream.backends.Backend`; on another device where one is lost."""
+        Raises :class:`FrameLost` for pictures that only a lost device has.
+        """
         while True:
-            place = self._place_of(getattr(batch, "planes", ()))
-            self._loads.add(threading.get_ident(), place, len(batch), self._clock())
+            place, found = self._place_of(pictures), self._off_lost(pictures)
             try:
-                return self._backends[place].infer(batch)
+                return self._backends[place].cut(found, views, crop=crop)
             except DeviceLost as exc:
                 if not self._leave_out(place, exc):
                     raise
+
+    def infer(self, batch: FrameBatch) -> Outputs:
+        """See :class:`~dgiqa_stream.backends.Backend`; on another device where one is lost.
+
+        Raises :class:`FrameLost` for pictures that only a lost device has.
+        """
+        return self.start(batch, lambda: None)()
+
+    @property
+    def frames_in_flight(self) -> int:
+        """See :class:`~dgiqa_stream.backends.StartingBackend`."""
+        return self._backends[0].frames_in_flight
+
+    def start(self, batch: FrameBatch, on_done: Callable[[], None]) -> Callable[[], Outputs]:
+        """See :class:`~dgiqa_stream.backends.StartingBackend`.
+
+        Another device scores what one has lost once that is asked for, in its turn.
+        """
+        while True:
+            pictures = getattr(batch, "planes", ())
+            place = self._place_of(pictures)
+            self._loads.add(threading.get_ident(), place, len(batch), self._clock())
+            if any(map(self._is_on_lost, pictures)):
+                batch = batch.moved(self._off_lost(pictures))  # type: ignore[attr-defined]
+            try:
+                answer = self._backends[place].start(batch, on_done)
+            except DeviceLost as exc:
+                if not self._leave_out(place, exc):
+                    raise
+            else:
+                return lambda: self._answered(place, answer, batch)
+
+    def _answered(self, place: int, answer: Callable[[], Outputs], batch: FrameBatch) -> Outputs:
+        try:
+            return answer()
+        except DeviceLost as exc:
+            if not self._leave_out(place, exc):
+                raise
+        return self.infer(batch)
 
     def close(self) -> None:
         """Close all; calling twice is fine."""
@@ -164,7 +207,7 @@ class SpreadBackend:
 
     def _place_of(self, pictures: Sequence[object]) -> int:
         """Where the pictures lie, or else where this thread's are to go."""
-        if pictures:
+        if pictures and not (self._is_strict and self._lost):
             lies_on = getattr(pictures[0], "device", None)
             for n, backend in enumerate(self._backends):
                 if backend.device == lies_on and lies_on.type != "cpu" and n not in self._lost:
@@ -172,14 +215,34 @@ class SpreadBackend:
         try:
             return self._loads.place_of(threading.get_ident(), self._clock())
         except LookupError:
-            raise DeviceLost("; ".join(self._lost.values())) from None
+            raise DeviceLost(self._told()) from None
+
+    def _is_on_lost(self, picture: object) -> bool:
+        """Whether a picture lies on a device that was lost."""
+        lies_on = getattr(picture, "device", None)
+        lost = [self._backends[n].device for n in tuple(self._lost)]
+        return lies_on is not None and lies_on.type != "cpu" and lies_on in lost
+
+    def _off_lost(self, pictures: Sequence[Planes]) -> Sequence[Planes]:
+        """Those that lie on a lost device in memory: another one must not fail by them."""
+        return [
+            cast("TorchPlanes", picture).on_cpu() if self._is_on_lost(picture) else picture
+            for picture in pictures
+        ]
+
+    def _told(self) -> str:
+        """Which devices were lost, and why."""
+        with self._lock:
+            told = "; ".join(f"{self._backends[n].device}: {why}" for n, why in self._lost.items())
+        return f"{told}; --strict ends with the first" if self._is_strict else told
 
     def _leave_out(self, place: int, exc: DeviceLost) -> bool:
         """Whether another device is left."""
-        is_left = self._loads.drop(place)
         with self._lock:
             is_news = place not in self._lost
-            self._lost[place] = str(exc)
+            self._lost.setdefault(place, str(exc))
+        gone = range(len(self._backends)) if self._is_strict else (place,)
+        is_left = self._loads.drop(*gone)
         if is_news and is_left:
             _logger.warning(
                 "%s: %s; the other devices go on with its streams",

@@ -122,9 +122,18 @@ def why_no_kernels(device: torch.device) -> str:
     if device.type != "cuda":
         return "kernels are for CUDA devices"
     try:
-        planes = [torch.randint(0, 256, s, dtype=torch.uint8, device=device)
-                  for s in ((61, 75), (31, 38, 2))]  # fmt: skip
-        pictures = [TorchPlanes(tuple(planes))]
+        shapes = (61, 75), (31, 38, 2)
+        pictures = [
+            TorchPlanes(tuple(
+                torch.randint(0, 256, s, dtype=torch.int16, device=device).to(torch.uint8)
+                for s in shapes
+            )),
+            TorchPlanes(tuple(
+                torch.randint(-(1 << 15), 1 << 15, s, dtype=torch.int16, device=device)
+                .view(torch.uint16)
+                for s in shapes
+            ), bit_depth=16),
+        ]  # fmt: skip
         views = [
             ViewSpec("whole", "whole", 24, 20),
             ViewSpec("fragments", "fragments", 16, 24, rows=2, columns=3),

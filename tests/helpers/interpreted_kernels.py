@@ -8,6 +8,7 @@ prints JSON: for each case how far the bytes are, at most, from torch's operatio
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
@@ -27,7 +28,9 @@ VIEWS = [
 ]
 LAYOUTS = {  # down and across of chroma; None for packed RGB; no chroma for grey
     "4:2:0": (2, 2), "4:2:2": (1, 2), "4:4:4": (1, 1), "NV12": "NV12", "grey": (), "RGB": None,
+    "P010": "NV12", "4:2:0 of 10 bits": (2, 2), "grey of 12 bits": (), "RGB of 16 bits": None,
 }  # fmt: skip
+BITS = {"P010": 16, "4:2:0 of 10 bits": 10, "grey of 12 bits": 12, "RGB of 16 bits": 16}
 SIZES = {  # height, width, crop, rotation
     "halved": (61, 122, None, 0),
     "odd, turned": (45, 37, None, 90),
@@ -36,27 +39,37 @@ SIZES = {  # height, width, crop, rotation
 }
 
 
-def plane(rng: np.random.Generator, *shape: int) -> torch.Tensor:
-    """Samples whose rows lie further apart than they are long, as a decoder's do."""
-    wide = rng.integers(0, 256, (shape[0], shape[1] + 5, *shape[2:]), dtype=np.uint8)
-    return torch.from_numpy(wide)[:, : shape[1]]
+def plane(rng: np.random.Generator, *shape: int, bits: int = 8, unused: int = 0) -> torch.Tensor:
+    """Samples whose rows lie further apart than they are long, as a decoder's do; of the lowest
+    bits some may be unused.
+    """
+    dtype = np.uint8 if bits == 8 else np.uint16
+    wide = rng.integers(0, 1 << bits, (shape[0], shape[1] + 5, *shape[2:]), dtype=dtype)
+    return torch.from_numpy(wide >> unused << unused)[:, : shape[1]]
 
 
 def picture(layout: str, height: int, width: int, seed: int, rotation: int) -> TorchPlanes:
     """Noise of one layout; matrix and range by the seed."""
-    rng = np.random.default_rng(seed)
+    bits = BITS.get(layout, 8)
+    unused = 6 if layout == "P010" else 0
+    made = functools.partial(plane, np.random.default_rng(seed), bits=bits, unused=unused)
     kind = LAYOUTS[layout]
     if kind is None:
-        tensors = [plane(rng, height, width, 3)]
+        tensors = [made(height, width, 3)]
     elif kind == "NV12":
         height, width = height // 2 * 2, width // 2 * 2
-        tensors = [plane(rng, height, width), plane(rng, height // 2, width // 2, 2)]
+        tensors = [made(height, width), made(height // 2, width // 2, 2)]
     else:
-        tensors = [plane(rng, height, width)]
+        tensors = [made(height, width)]
         if kind:
-            tensors += [plane(rng, -(-height // kind[0]), -(-width // kind[1])) for _ in range(2)]
-    matrix = list(ColorMatrix)[seed % len(ColorMatrix)]
-    return TorchPlanes(tuple(tensors), matrix=matrix, full_range=bool(seed % 2), rotation=rotation)
+            tensors += [made(-(-height // kind[0]), -(-width // kind[1])) for _ in range(2)]
+    return TorchPlanes(
+        tuple(tensors),
+        matrix=list(ColorMatrix)[seed % len(ColorMatrix)],
+        full_range=bool(seed % 2),
+        rotation=rotation,
+        bit_depth=bits,
+    )
 
 
 def main() -> None:

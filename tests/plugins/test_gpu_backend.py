@@ -18,6 +18,8 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 # ruff: noqa: E402 - what follows needs torch
+from onnx.reference import ReferenceEvaluator
+
 from dgiqa_stream.backends import BackendStatus, open_backend
 from dgiqa_stream.config import ModelSettings
 from dgiqa_stream.errors import BackendUnavailable, ConfigError, ModelError
@@ -149,6 +151,47 @@ def test_callers_of_several_threads_share_batches(model, opened):
     assert after.num_batches - before.num_batches < 6
 
 
+def test_views_are_cut_while_another_batch_is_scored(model, opened, monkeypatch):
+    """While the network runs a batch, the views of the next one are cut; the network itself is for
+    one batch at a time.
+    """
+    backend = opened()
+    running, cut_two, ends = [], threading.Event(), threading.Event()
+    engine_run, cut_views, num_cut = backend._engine.run, torch_backend.cut_views, []
+
+    def run(views):
+        running.append(len(running))
+        if len(running) == 1:
+            assert cut_two.wait(60), "the second batch waited for the first to be cut"
+            assert len(running) == 1, "two batches ran at once"
+        return engine_run(views)
+
+    def cut(*given, **more):
+        num_cut.append(1)
+        if len(num_cut) == 2:
+            cut_two.set()
+        return cut_views(*given, **more)
+
+    monkeypatch.setattr(backend._engine, "run", run)
+    monkeypatch.setattr(torch_backend, "cut_views", cut)
+    views = model.manifest.preprocess.views
+    found = {}
+
+    def work(n):
+        picture = Planes((np.full((64, 64, 3), 90 + n, np.uint8),))
+        found[n] = backend.infer(backend.cut([picture], views, crop=None)).quality.item()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    threads[0].start()
+    while not running and threads[0].is_alive():
+        ends.wait(0.01)
+    threads[1].start()
+    for thread in threads:
+        thread.join(120)
+    assert len(running) == 2
+    assert set(found) == {0, 1}
+
+
 def test_sureness_and_strangeness_are_told(tmp_path):
     """Interval, unfamiliar and flat come to what ONNX Runtime's outputs come to."""
     spec = importlib.util.spec_from_file_location("sure_models", SURE)
@@ -174,12 +217,19 @@ def test_the_status_tells_device_and_precision(opened):
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this machine has a CUDA device")
-def test_auto_says_why_it_is_the_cpu_and_strict_refuses_that(model):
-    """Without a GPU, auto runs on the CPU with a reason; strict raises it instead."""
+def test_auto_says_why_it_is_the_cpu_and_strict_refuses_that(model, caplog):
+    """Without a GPU, auto runs on the CPU with a reason, in one warning; strict raises it instead.
+    The CPU that is asked for, and ONNX Runtime's, are told to nobody.
+    """
+    for settings in ({"backend": "torch", "device": "cpu"}, {}):
+        open_backend(model, **settings).close()
+    assert not caplog.messages
     auto = open_backend(model, backend="torch")
     auto.close()
     assert auto.status.active == "torch:cpu fp32"
     assert "CUDA" in auto.status.reason
+    assert caplog.messages == [f"torch runs as torch:cpu fp32: {auto.status.reason}"]
+    assert caplog.records[0].levelname == "WARNING"
     with pytest.raises(BackendUnavailable, match=r"would run as torch:cpu fp32.*--strict refuses"):
         open_backend(model, backend="torch", strict=True)
     open_backend(model, backend="torch", device="cpu", strict=True).close()
@@ -279,6 +329,24 @@ def test_a_split_without_lengths_must_be_even(tmp_path):
         else:
             with pytest.raises(ModelError, match="Split of 4 into 3 unequal parts"):
                 network({"x": x})
+
+
+@pytest.mark.parametrize(
+    ("shape", "allowzero"), [([-1, 2, 2], 0), ([0, 2, 2], 0), ([0, -1], 0), ([2, 4], 1)]
+)
+def test_a_reshape_is_that_of_the_standard(tmp_path, shape, allowzero):
+    """Lengths that are given, inferred (-1) and kept (0): as ONNX's own reference has it."""
+    lengths = onnx.numpy_helper.from_array(np.array(shape))
+    nodes = [
+        onnx.helper.make_node("Constant", [], ["s"], value=lengths),
+        onnx.helper.make_node("Reshape", ["x", "s"], ["y"], allowzero=allowzero),
+    ]
+    path = graph_file(tmp_path / "a.onnx", nodes, ["y"])
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    (wanted,) = ReferenceEvaluator(str(path)).run(["y"], {"x": x})
+    found = OnnxNetwork(path)({"x": torch.from_numpy(x)})["y"].numpy()
+    assert found.shape == wanted.shape
+    assert np.array_equal(found, wanted)
 
 
 def test_an_output_that_another_operation_reads_is_kept(tmp_path):

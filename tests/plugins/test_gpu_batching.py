@@ -23,6 +23,13 @@ ARRIVALS = st.lists(  # stream, seconds since the one before
 SETTINGS = st.tuples(st.integers(1, 9), st.floats(0, 0.03))
 
 
+def taken(batcher, now):
+    """The batch that is due, whose results are there at once."""
+    batch = batcher.take(now)
+    batcher.done(batch)
+    return batch
+
+
 def play(batcher, arrivals, run_seconds=0.0):
     """Give frames at their times to an engine that needs ``run_seconds`` for any batch.
 
@@ -34,7 +41,7 @@ def play(batcher, arrivals, run_seconds=0.0):
         nonlocal free
         while (due := batcher.due_seconds(max(free, 0.0))) is not None and max(due, free) <= end:
             leaves = max(due, free)
-            batches.append((leaves, batcher.take(leaves)))
+            batches.append((leaves, taken(batcher, leaves)))
             free = leaves + run_seconds
 
     for stream, gap in arrivals:
@@ -90,7 +97,7 @@ def test_no_stream_starves_however_much_the_others_give(max_batch, num_streams, 
     batcher.add("late", 0, 0.0)
     before = []
     while "late" not in before:
-        before += [w.stream for w in batcher.take(0.0)]
+        before += [w.stream for w in taken(batcher, 0.0)]
     before = before[: before.index("late")]
     assert max(Counter(before).values(), default=0) <= 1
 
@@ -103,7 +110,7 @@ def test_streams_with_a_backlog_get_equal_shares(max_batch, num_streams):
         for n in range(20):
             batcher.add(stream, n, 0.0)
     served = Counter(dict.fromkeys(range(num_streams), 0))
-    while batch := batcher.take(0.0):
+    while batch := taken(batcher, 0.0):
         served.update(w.stream for w in batch)
         assert max(served.values()) - min(served.values()) <= 1
 
@@ -115,11 +122,11 @@ def test_a_stream_that_was_away_gains_nothing_by_it():
     for n in range(50):
         batcher.add("here", n, 0.0)
     for _ in range(51):
-        batcher.take(0.0)
+        taken(batcher, 0.0)
     for n in range(10):
         batcher.add("away", n, 0.1)
         batcher.add("here", n, 0.1)
-    order = [batcher.take(0.1)[0].stream for _ in range(10)]
+    order = [taken(batcher, 0.1)[0].stream for _ in range(10)]
     assert Counter(order) == {"away": 5, "here": 5}
 
 
@@ -128,19 +135,35 @@ def test_a_batch_leaves_at_once_when_nobody_else_can_come():
     batcher = Batcher(max_batch=8, budget_seconds=0.005)
     batcher.add("a", 0, 10.0)
     assert batcher.due_seconds(10.0) == 10.0
-    assert len(batcher.take(10.0)) == 1
+    assert len(taken(batcher, 10.0)) == 1
     batcher.add("b", 0, 10.001)
     assert batcher.due_seconds(10.001) == pytest.approx(10.006)
-    assert batcher.take(10.002) == ()
+    assert taken(batcher, 10.002) == ()
     batcher.add("a", 1, 10.003)
-    assert [w.stream for w in batcher.take(10.003)] == ["b", "a"]
+    assert [w.stream for w in taken(batcher, 10.003)] == ["b", "a"]
+
+
+def test_streams_whose_frames_are_being_scored_are_not_waited_for():
+    """While one of two streams waits for its result, the other's frame leaves at once; once that
+    result is there, the other waits for it again, until its budget is over.
+    """
+    batcher = Batcher(max_batch=8, budget_seconds=0.005)
+    for stream in "ab":
+        batcher.add(stream, 0, 10.0)
+    both = batcher.take(10.0)
+    assert len(both) == 2
+    batcher.done(both[:1])
+    batcher.add("a", 1, 10.001)
+    assert batcher.due_seconds(10.001) == 10.001
+    batcher.done(both[1:])
+    assert batcher.due_seconds(10.001) == pytest.approx(10.006)
 
 
 def test_streams_that_ended_are_not_waited_for():
     """A stream silent for longer than ``active_seconds`` delays nobody."""
     batcher = Batcher(max_batch=8, budget_seconds=0.5, active_seconds=1.0)
     batcher.add("gone", 0, 0.0)
-    batcher.take(0.0)
+    taken(batcher, 0.0)
     batcher.add("here", 0, 0.9)
     assert batcher.due_seconds(0.9) == pytest.approx(1.4)
     assert batcher.due_seconds(1.01) == 1.01
@@ -190,6 +213,33 @@ def test_every_caller_gets_its_own_results():
     assert sum(sizes) == told.batches.num_taken == 160
     assert max(sizes) > 1
     assert told.answered.p99_seconds >= told.batches.waited.p50_seconds
+
+
+def test_the_next_batch_is_made_ready_while_one_runs():
+    """With two threads a second batch begins before the first has ended, and each caller gets its
+    own result; with one thread it does not.
+    """
+    for num_threads, wanted in ((1, 1), (2, 2)):
+        going, most, ends = [], [], threading.Event()
+
+        def run(items, going=going, most=most, ends=ends):
+            going.append(items)
+            most.append(len(going))
+            ends.wait(0.5)
+            going.remove(items)
+            return [item * 10 for item in items]
+
+        service = BatchService(
+            run, Batcher(max_batch=1, budget_seconds=0.0), num_threads=num_threads
+        )
+        try:
+            futures = [service.submit(n, [n])[0] for n in range(2)]
+            assert [future.result(30) for future in futures] == [0, 10]
+        finally:
+            ends.set()
+            service.close()
+        assert max(most) == wanted
+        assert not [t for t in service._threads if t.is_alive()]
 
 
 def test_a_failing_batch_fails_its_own_frames_alone():

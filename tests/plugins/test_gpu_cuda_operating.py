@@ -23,6 +23,7 @@ from gpu_faults import noise
 from dgiqa_stream.config import parse_config
 from dgiqa_stream.sources import open_source
 from dgiqa_stream.types import Planes
+from distill.process import ordinary_scheduling
 from plugins.torch_gpu import backend as torch_backend
 from plugins.torch_gpu.decoding import CudaDecoder
 
@@ -119,6 +120,8 @@ def test_av1_is_decoded_on_the_device(tmp_path):
     with av.open(path, "w") as container:
         stream = container.add_stream("libsvtav1", rate=25, options={"preset": "12"})
         stream.width, stream.height, stream.pix_fmt = 512, 288, "yuv420p"
+        with ordinary_scheduling():
+            container.start_encoding()
         for n in range(20):
             rgb = np.kron(blots[n : n + 18], np.ones((16, 16, 1))).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))

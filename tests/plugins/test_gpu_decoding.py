@@ -24,6 +24,7 @@ from dgiqa_stream.preprocess import ViewSpec, cut_view
 from dgiqa_stream.scorer import load_scorer
 from dgiqa_stream.sources import open_source
 from dgiqa_stream.sources._hardware import decoder_of
+from dgiqa_stream.sources._track_decoder import TrackDecoder
 from dgiqa_stream.types import ColorMatrix, Planes
 from plugins.torch_gpu.decoding import CudaDecoder, planes_of_frame
 from plugins.torch_gpu.planes import TorchPlanes
@@ -63,6 +64,7 @@ def clip(path, *, layout="nv12", size=(180, 320), num_frames=6, codec="rawvideo"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = width, height, layout
+        stream.gop_size, stream.max_b_frames = 12, 0
         for n in range(num_frames):
             rgb = np.kron(blots[n : n + height // 20], np.ones((20, 20, 1))).astype(np.uint8)
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=layout)
@@ -185,6 +187,47 @@ def test_only_layouts_that_can_be_read_are_the_devices(layout, is_read):
         config = settings(hardware="cuda").source
         with pytest.raises(SourceUnsupported, match=r"layout yuv444p.*leave --hardware out"):
             decoder_of(config, CudaDecoder(0), frame, why="", shown="a.mkv")
+
+
+class UnreadContext:
+    """A decoder whose first frames, or those after some, lie on a device in 4:4:4."""
+
+    is_hwaccel = True
+
+    def __init__(self, real, *, num_read):
+        self._real, self._num_read = real, num_read
+        self.codec, self.extradata, self.name = real.codec, real.extradata, real.name
+
+    def decode(self, packet):
+        """Frames in memory first, then frames that PyAV does not hand over."""
+        frames = self._real.decode(packet)
+        self._num_read -= len(frames)
+        unread = SimpleNamespace(
+            format=SimpleNamespace(name="cuda"), sw_format=av.VideoFormat("yuv444p")
+        )
+        return frames if self._num_read >= 0 else [unread] * len(frames)
+
+
+@pytest.mark.parametrize(("num_read", "num_lost"), [(0, 0), (5, 7)])
+def test_layouts_that_cannot_be_handed_over_are_decoded_in_software(tmp_path, num_read, num_lost):
+    """A stream of 4:4:4 loses no frame to the device, and says why software decodes it; one that
+    turns into it later goes on in software from the next keyframe, here frame 12.
+    """
+    path = clip(tmp_path / "a.mkv", layout="yuv444p", num_frames=24, codec="libx264")
+    with av.open(str(path)) as container:
+        track = container.streams.video[0]
+        fake = SimpleNamespace(codec_context=UnreadContext(track.codec_context, num_read=num_read))
+        decoder = TrackDecoder(
+            fake, CudaDecoder(0), has_side_data=False, threads=1, is_strict=False, shown="a.mkv"
+        )
+        frames = [f for packet in container.demux(track) for f in decoder.decode(packet)]
+    assert len(frames) == 24 - num_lost
+    assert [f.pts for f in frames] == sorted(f.pts for f in frames)
+    assert {f.format.name for f in frames} == {"yuv444p"}
+    assert decoder.reason == "frames of layout yuv444p cannot be read there"
+    assert decoder.why_left == (decoder.reason if num_read else "")
+    assert decoder.num_lost == num_lost
+    assert not decoder.is_on_device
 
 
 def test_deinterlacing_needs_frames_in_memory(twin, tmp_path):

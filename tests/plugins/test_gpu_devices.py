@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,13 @@ pytest.importorskip("onnx")
 from gpu_faults import FAULTS, Failing, noise
 
 from dgiqa_stream.config import parse_config
-from dgiqa_stream.errors import BackendUnavailable, ConfigError, DeviceLost, ModelError
+from dgiqa_stream.errors import (
+    BackendUnavailable,
+    ConfigError,
+    DeviceLost,
+    FrameLost,
+    ModelError,
+)
 from dgiqa_stream.scorer import scorer_of
 from dgiqa_stream.telemetry import DeviceStatus
 from dgiqa_stream.types import Planes
@@ -28,6 +35,8 @@ from plugins.torch_gpu import backend as torch_backend
 from plugins.torch_gpu import devices
 from plugins.torch_gpu.memory import MEGABYTE, batch_within, peak_bytes
 from plugins.torch_gpu.nvml import DeviceWatch, device_status
+from plugins.torch_gpu.pictures import Pictures
+from plugins.torch_gpu.planes import TorchPlanes
 from plugins.torch_gpu.spread import Loads, SpreadBackend
 
 pytestmark = pytest.mark.usefixtures("nothing_is_lost_for_good")
@@ -144,6 +153,116 @@ def test_one_of_two_devices_is_lost(model, opened, caplog):
             backend.infer(batches[0])
 
 
+def test_strict_ends_with_the_first_device(model, opened, caplog):
+    """Fewer devices than were asked for are a fallback, too: where it is strict, the loss of one of
+    two ends the streams of both, which are told which one and why; nothing goes on.
+    """
+    pair = [opened(), opened()]
+    batches = [noise(model, 1, seed=n) for n in range(2)]
+    backend = SpreadBackend(pair, is_strict=True)
+    Failing(pair[1], FAULTS[0], range(10**9))
+    ended = run_streams_to_the_end(backend, batches)
+    assert all("CUDA error" in str(exc) for exc in ended.values())
+    with pytest.raises(DeviceLost, match="unspecified launch failure; --strict ends with"):
+        backend.infer(batches[0])
+    assert caplog.messages == []
+
+
+def run_streams_to_the_end(backend, batches):
+    """Each batch in a thread of its own, again and again; what ended each."""
+    ended, ready = {}, threading.Barrier(len(batches))
+
+    def work(n):
+        ready.wait(30)
+        try:
+            for _ in range(10**4):
+                backend.infer(batches[n])
+        except DeviceLost as exc:
+            ended[n] = exc
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(ended) == len(batches)
+    return ended
+
+
+class OnDevice:
+    """A backend that says that it is on a CUDA device; whatever else is the backend's own."""
+
+    def __init__(self, backend, number):
+        self._backend, self.device = backend, torch.device("cuda", number)
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+
+class OnDevicePlanes(TorchPlanes):
+    """Planes of a CUDA device that is gone, though their samples can be read where that is said."""
+
+    is_gone = True
+
+    def plain(self):
+        """The same samples, in memory."""
+        return Planes((self.tensors[0].numpy(), *self.tensors[1].numpy().transpose(2, 0, 1)))
+
+    @property
+    def device(self):
+        """The first device."""
+        return torch.device("cuda", 0)
+
+    def on_cpu(self):
+        """As of a device that is gone."""
+        if self.is_gone:
+            raise FrameLost("a picture cannot be read any more")
+        return super().on_cpu()
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_pictures_of_a_lost_device_take_no_other_with_them(model, opened, monkeypatch, is_gone):
+    """Frames that lie on a lost device are lost, or are read back and scored by the other one: they
+    never reach it as they are, where they would fail it as well.
+    """
+    monkeypatch.setattr(OnDevicePlanes, "is_gone", is_gone)
+    pair = [OnDevice(opened(), 0), OnDevice(opened(), 1)]
+    backend = SpreadBackend(pair)
+    views = model.manifest.preprocess.views
+    luma = torch.full((64, 64), 90, dtype=torch.uint8)
+    picture = OnDevicePlanes((luma, luma[:32, :32, None].repeat(1, 1, 2)))
+    waiting = Pictures([picture], views, None)
+    Failing(pair[0]._backend, FAULTS[0], range(10**9))
+    with pytest.raises(DeviceLost):
+        pair[0].infer(noise(model, 1))
+    wanted = pair[1].infer(pair[1].cut([picture.plain()], views, crop=None)).quality
+    for score in (lambda: backend.infer(waiting),
+                  lambda: backend.infer(backend.cut([picture], views, crop=None))):  # fmt: skip
+        if is_gone:
+            with pytest.raises(FrameLost):
+                score()
+        else:
+            assert score().quality == pytest.approx(wanted, abs=1e-6)
+    assert "cuda:0" in backend.status.reason
+    assert "cuda:1" not in backend.status.reason
+
+
+def test_a_copy_that_fails_leaves_the_other_device(model, opened, monkeypatch):
+    """A device that is lost while a picture is copied for it leaves the picture to the other."""
+    pair = [opened(), opened()]
+    failing = pair[0]
+
+    def lost(*_, **__):
+        raise DeviceLost("cuda:0 was lost while running: CUDA error")
+
+    monkeypatch.setattr(failing, "cut", lost)
+    backend = SpreadBackend(pair)
+    pictures = [Planes((np.full((64, 64, 3), 90, np.uint8),))]
+    batch = backend.cut(pictures, model.manifest.preprocess.views, crop=None)
+    assert backend.infer(batch).quality.shape == (1,)
+    assert len(backend.devices()) == 1
+
+
 def test_pictures_are_cut_and_scored_together(model, opened):
     """Planes go the same way: ``cut`` and ``infer`` of a thread meet on one device."""
     pictures = [Planes((np.full((64, 64, 3), 90 * n, np.uint8),)) for n in (1, 2)]
@@ -162,6 +281,42 @@ def test_pictures_are_cut_and_scored_together(model, opened):
 def test_devices_by_name(wanted, numbers):
     """``cuda`` is all that there are; others are those named, in their order."""
     assert devices.numbers_of(wanted, 3) == numbers
+
+
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update it"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "told", "reason"),
+    [
+        (None, "", "is built without CUDA: install one"),
+        ("13.0", "Found no NVIDIA driver on your system.", "Found no NVIDIA driver"),
+        ("13.0", f"{TOO_OLD}\nby downloading", "is too old \\(found version 11040\\)"),
+        ("13.0", "", "finds no CUDA device"),
+    ],
+)
+def test_a_driver_that_is_missing_or_wrong_is_told_in_a_line(monkeypatch, cuda, told, reason):
+    """torch without CUDA, no driver, one too old for this torch and no device each have a reason of
+    one line, without torch's own warning; a device asked for by name is refused with it.
+    """
+
+    def is_available():
+        warnings.warn(f"CUDA initialization: {told}", UserWarning, stacklevel=2)
+        return False
+
+    def init():
+        if told:
+            raise RuntimeError(told)
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    assert "\n" not in devices.why_no_cuda()
+    with pytest.raises(BackendUnavailable, match=rf"'cuda:0': torch .*{reason}.*--device cpu"):
+        devices.devices_of("cuda:0")
+    place, why = devices.device_of("auto")
+    assert place.type == "cpu"
+    assert why == devices.why_no_cuda()
 
 
 def test_devices_that_cannot_be_meant():

@@ -17,6 +17,7 @@ pytest.importorskip("triton")
 # ruff: noqa: E402 - what follows needs torch and Triton
 import interpreted_kernels
 
+from dgiqa_stream.types import HdrTags
 from plugins.torch_gpu import views
 from plugins.torch_gpu.devices import why_no_cuda
 from plugins.torch_gpu.planes import TorchPlanes
@@ -42,31 +43,43 @@ def interpreted():
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_give_the_bytes_of_torch_and_of_the_cpu(interpreted, case):
     """Both views of two pictures of unlike matrices and ranges, from rows that lie apart: the
-    kernels are used, and differ from torch's operations and from the CPU's preprocess in no byte.
+    kernels are used, and differ from torch's operations in no byte; from the CPU's preprocess in
+    none of 8 bits, and of deeper samples by one step at most, where OpenCV's float sums tie.
     """
-    assert interpreted[case] == {"num_kernel_calls": 2, "from_torch": 0, "from_cpu": 0}
+    found, is_deep = interpreted[case], case.split(", ")[0] in interpreted_kernels.BITS
+    assert (found["num_kernel_calls"], found["from_torch"]) == (2, 0)
+    assert found["from_cpu"] <= is_deep
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("capability", [75, 90])
-def test_kernels_compile_without_a_gpu(capability, tmp_path):
-    """Triton and its assembler take both kernels for Turing and for Hopper, no register spilt."""
+def test_kernels_compile_without_a_gpu(capability, bits, tmp_path):
+    """Triton and its assembler take both kernels for Turing and for Hopper, of NV12 and of P010, no
+    register spilt, and float32 steps of P010 stay apart, as each is rounded.
+    """
     script = f"""
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from plugins.torch_gpu import kernels
-pointers = {{"surfaces": "*i64", "tables": "*i32", "matrices": "*i32", "out": "*u8"}}
-whole = dict(LUMA_STEP=1, CHROMA_STEP=1, IS_WHOLE=True, KIND=1, NUM=128)
-halved = dict(FIRST=1, STEP=2, DOWN=1, ACROSS=2, NUM=128)  # chroma of 1080p NV12
+pointers = {{"surfaces": "*i64", "tables": "*i32", "out": "*u8"}}
+pointers["matrices"] = "*i32" if {bits} == 8 else "*fp32"
+whole = dict(LUMA_STEP=1, CHROMA_STEP=1, IS_WHOLE=True, KIND=1, NUM=128, BITS={bits})
+halved = dict(FIRST=1, STEP=2, DOWN=1, ACROSS=2, NUM=128, IS_DEEP={bits} > 8)  # 1080p's chroma
 for kernel, given in ((kernels.view_kernel, whole), (kernels.halve_kernel, halved)):
+    if kernel is kernels.halve_kernel and {bits} > 8:
+        pointers["out"] = "*u16"
     names = kernel.arg_names
     source = ASTSource(
         fn=kernel,
         signature={{n: "constexpr" if n in given else pointers.get(n, "i32") for n in names}},
         constexprs={{(names.index(n),): v for n, v in given.items()}},
     )
-    made = triton.compile(source, target=GPUTarget("cuda", {capability}, 32))
+    made = triton.compile(
+        source, target=GPUTarget("cuda", {capability}, 32), options={{"enable_fp_fusion": False}}
+    )
+    assert "fma.rn.f32" not in made.asm["ptx"]
     assert made.asm["cubin"][:4] == b"\\x7fELF"
     assert ".local" not in made.asm["ptx"]
 print("compiled")
@@ -117,16 +130,18 @@ def test_a_kernel_that_does_not_compile_is_told_once(monkeypatch, caplog):
     assert line.startswith("views of 90x60 pixels are cut by torch's operations: out of resource")
 
 
-def test_deep_pictures_are_left_to_torch(monkeypatch):
-    """Ten bits and samples that lie differently apart never reach a kernel."""
+def test_hdr_pictures_are_left_to_torch(monkeypatch):
+    """HDR and samples that lie differently apart never reach a kernel."""
     from plugins.torch_gpu import kernels
 
     def never(*_):
         raise AssertionError("was called")
 
     monkeypatch.setattr(kernels, "cut", never)
-    deep = TorchPlanes((torch.full((60, 90), 500, dtype=torch.uint16),), bit_depth=10)
-    assert cut_views([deep], interpreted_kernels.VIEWS, by_kernels=True)["whole"].any()
+    samples = torch.full((60, 90), 500, dtype=torch.uint16)
+    bright = TorchPlanes((samples,), bit_depth=10, hdr=HdrTags("pq"))
+    assert kernels.why_not([bright]) == "HDR pictures"
+    assert cut_views([bright], interpreted_kernels.VIEWS, by_kernels=True)["whole"].any()
     apart = torch.zeros((60, 180), dtype=torch.uint8)[:, ::2]
     mixed = [TorchPlanes((apart,)), TorchPlanes((apart.contiguous(),))]
     assert kernels.why_not(mixed) == "samples that lie differently apart"
@@ -144,10 +159,11 @@ def test_no_device_is_asked_in_vain(caplog):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["NV12", "P010"])
 @pytest.mark.parametrize("size", [(1080, 1920), (271, 481), (2160, 3840)])
-def test_on_the_gpu_kernels_give_the_same_bytes(size):
-    """NV12 of three sizes on a CUDA device, two matrices: not one byte apart from torch's own
-    operations there.
+def test_on_the_gpu_kernels_give_the_same_bytes(size, layout):
+    """NV12 and P010 of three sizes on a CUDA device, two matrices: not one byte apart from torch's
+    own operations there.
     """
     if reason := why_no_cuda():
         if os.environ.get("FAIL_WITHOUT_GPU") == "1":
@@ -155,7 +171,7 @@ def test_on_the_gpu_kernels_give_the_same_bytes(size):
         pytest.skip(reason)
     device = torch.device("cuda", 0)
     assert why_no_kernels(device) == ""
-    made = [interpreted_kernels.picture("NV12", *size, seed, 0).to(device) for seed in (0, 1)]
+    made = [interpreted_kernels.picture(layout, *size, seed, 0).to(device) for seed in (0, 1)]
     specs = [
         interpreted_kernels.ViewSpec("whole", "whole", 224, 224),
         interpreted_kernels.ViewSpec("fragments", "fragments", 160, 160, rows=4, columns=4),

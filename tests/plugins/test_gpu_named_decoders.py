@@ -7,6 +7,9 @@ then refuses every packet, as it does on a GPU that has no AV1.
 from __future__ import annotations
 
 import logging
+import weakref
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +21,13 @@ from av.codec.hwaccel import HWAccel
 # ruff: noqa: E402 - what follows needs torch
 from dgiqa_stream.config import parse_config
 from dgiqa_stream.errors import DeviceLost, SourceUnavailable, SourceUnsupported
-from dgiqa_stream.sources import open_source
+from dgiqa_stream.messages import MetaMessage, StatusMessage
+from dgiqa_stream.pipeline import Monitor
+from dgiqa_stream.sinks.memory import MemorySink
+from dgiqa_stream.sources import _pyav, open_source
 from dgiqa_stream.sources._media_engines import MediaEngine
-from dgiqa_stream.sources._track_decoder import TrackDecoder
+from dgiqa_stream.sources._track_decoder import NeedsReopening, TrackDecoder
+from distill.process import ordinary_scheduling
 from plugins.torch_gpu import decoding, devices
 from plugins.torch_gpu.decoding import CudaDecoder, open_decoder
 
@@ -74,6 +81,8 @@ def clip(path, codec="libx264", options=None, *, num_frames=24, rotation=0):
         stream.width, stream.height, stream.pix_fmt = 320, 192, "yuv420p"
         if rotation:
             stream.set_display_rotation(rotation)
+        with ordinary_scheduling():
+            container.start_encoding()
         for n in range(num_frames):
             rgb = np.kron(blots[n : n + 12], np.ones((16, 16, 1))).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
@@ -150,12 +159,14 @@ def test_a_device_that_is_lost_is_followed_by_software(twin, tmp_path, caplog):
     twin.names = {"h264": "h264"}
     path = clip(tmp_path / "a.mp4")
     source, frames = open_source(path, settings(hardware="cuda"), stream="s"), []
+    assert source.info.decoder == "cuda:0 (h264)"
     with caplog.at_level(logging.WARNING, "dgiqa_stream.sources"):
         for frame in source.frames():
             frames.append(frame)
             if len(frames) == 5:
                 twin.lost = "cuda:0 was lost while running"
     source.close()
+    assert source.info.decoder == "software (cuda:0 was lost while running)"
     wanted = opened(path)[1]
     times = [frame.info.pts_seconds for frame in frames]
     assert times == sorted(times)
@@ -164,6 +175,29 @@ def test_a_device_that_is_lost_is_followed_by_software(twin, tmp_path, caplog):
     assert len(late) == 8
     assert len(caplog.messages) == 1
     assert "is no longer decoded on cuda:0: cuda:0 was lost while running" in caplog.text
+
+
+def test_the_status_follows_the_decoder(twin, tmp_path):
+    """A session's messages tell the device first and, once it is lost, software with the reason, in
+    a status that is sent at once; the stream goes on to its end.
+    """
+    twin.names = {"h264": "h264"}
+    path, memory = clip(tmp_path / "a.mp4"), MemorySink()
+    config = parse_config(
+        {"source": {"hardware": "cuda"}, "sampler": {"mode": "every"}, "model": {"device": "cpu"}}
+    )
+
+    def lose(score):
+        if score.info.index == 4:
+            twin.lost = "cuda:0 was lost while running"
+
+    result = Monitor(path, config=config, sinks=[memory], on_score=lose).run()
+    assert result.error is None
+    told = [m.decoder for m in memory.of(StatusMessage)]
+    assert [d for n, d in enumerate(told) if n == 0 or d != told[n - 1]] == [
+        None, "cuda:0 (h264)", "software (cuda:0 was lost while running)",
+    ]  # fmt: skip
+    assert memory.of(MetaMessage)[0].source.decoder == "cuda:0 (h264)"
 
 
 def tracked(path, **more):
@@ -191,21 +225,59 @@ def test_the_containers_own_decoder_is_replaced(twin, tmp_path):
     assert not any(f.is_corrupt for f in after)
 
 
+class FaultyContext:
+    """Gives one frame after 15 errors, and errors from then on."""
+
+    def __init__(self, real):
+        self._real, self._num = real, 0
+
+    def decode(self, packet):
+        """The sixteenth time, of another decoder."""
+        self._num += 1
+        if self._num == 16:
+            return [av.VideoFrame(64, 48, "yuv420p")]
+        raise av.error.InvalidDataError(1, "damaged")
+
+
+def test_errors_are_counted_in_a_row(twin, tmp_path):
+    """Errors before the first frame are not added to those after it: the device is left with the
+    sixteenth in a row, and not with the first.
+    """
+    decoder, packets = tracked(clip(tmp_path / "a.mp4"))
+    decoder._context, decoder._kept = FaultyContext(decoder._context), []
+
+    def fail(num):
+        for _ in range(num):
+            with pytest.raises(av.error.InvalidDataError):
+                decoder.decode(packets[0])
+
+    fail(15)
+    assert len(decoder.decode(packets[0])) == 1
+    fail(15)
+    assert decoder.is_on_device
+    fail(1)
+    assert not decoder.is_on_device
+    assert decoder.why_left.startswith("16 errors in a row")
+
+
 def test_strict_ends_where_the_device_is_lost(twin, tmp_path):
-    """Strict raises SourceUnsupported; where the container's word is needed, the source has to be
-    opened again: SourceUnavailable.
+    """Strict raises SourceUnsupported; where the container's word is needed, the decoder asks for
+    the source to be opened again, or else for SourceUnavailable.
     """
     path = clip(tmp_path / "a.mp4")
     for more, error in (
         ({"is_strict": True}, SourceUnsupported),
-        ({"has_side_data": True}, SourceUnavailable),
+        ({"has_side_data": True}, NeedsReopening),
     ):
         twin.lost = ""
         decoder, packets = tracked(path, **more)
         decoder.decode(packets[0])
         twin.lost = "gone"
-        with pytest.raises(error, match=r"no longer decoded on cuda:0: gone; "):
+        with pytest.raises(error) as told:
             decoder.decode(packets[1])
+        said = getattr(told.value, "otherwise", told.value)
+        assert "no longer decoded on cuda:0: gone; " in str(said)
+        assert isinstance(said, SourceUnsupported if "is_strict" in more else SourceUnavailable)
 
 
 def test_a_device_that_refuses_all_is_given_up(twin, tmp_path):
@@ -335,3 +407,88 @@ def test_an_engine_that_refuses_leaves_it_to_software(tmp_path, monkeypatch, kin
     info, frames = opened(path, hardware=kind)
     assert info.decoder.startswith("software (")
     assert same(frames, opened(path)[1])
+
+
+class UnreadDecoder(TrackDecoder):
+    """Where there is a device, its frames are of a layout that cannot be read."""
+
+    def __init__(self, track, hardware, **known):
+        super().__init__(track, hardware, **known)
+        if hardware is not None:
+            self.is_on_device, self._kept = True, []
+
+    def _why_unread(self, frames):
+        return "frames of layout yuv444p cannot be read there" if self.is_on_device else ""
+
+
+def test_a_turned_clip_of_such_a_layout_is_opened_again(twin, tmp_path, monkeypatch):
+    """A clip with a rotation, which a spare decoder would not be told: it is opened once more
+    without the device, loses no frame and says why; what can be read once is refused.
+    """
+    path = clip(tmp_path / "a.mp4", rotation=-90)
+    _, wanted = opened(path)
+    monkeypatch.setattr(_pyav, "TrackDecoder", UnreadDecoder)
+    info, frames = opened(path, hardware="cuda")
+    assert info.decoder == "software (frames of layout yuv444p cannot be read there)"
+    assert {frame.info.rotation for frame in frames} == {90}
+    assert same(frames, wanted)
+    with (
+        Path(path).open("rb") as once,
+        pytest.raises(SourceUnsupported, match=r"layout yuv444p.*leave --hardware out"),
+    ):
+        _pyav.PyavSource(path, settings(hardware="cuda"), stream="s", pipe=once)
+
+
+class TriedDecoder(TrackDecoder):
+    """Where there is a device, it is said to decode."""
+
+    def __init__(self, track, hardware, **known):
+        super().__init__(track, hardware, **known)
+        self.is_on_device = hardware is not None
+
+
+def read_and_lose(source, device, num_read):
+    """Frames of a source whose device is lost after some of them."""
+    frames = []
+    for frame in source.frames():
+        frames.append(frame)
+        if len(frames) == num_read:
+            device.lost = "it fell off the bus"
+    return frames
+
+
+def test_a_turned_file_goes_on_where_its_device_was_lost(twin, tmp_path, monkeypatch):
+    """A file with a rotation, its device lost after ten frames: it is opened again in software, and
+    no frame is missing or given twice; what is read once, or is a live stream, ends as unavailable.
+    """
+    path = clip(tmp_path / "a.mp4", rotation=-90)
+    _, wanted = opened(path)
+    monkeypatch.setattr(_pyav, "TrackDecoder", TriedDecoder)
+    source = open_source(path, settings(hardware="cuda"), stream="s")
+    frames = read_and_lose(source, twin, 10)
+    assert source.info.decoder == "software (it fell off the bus)"
+    assert source.num_decode_errors == 0
+    source.close()
+    assert same(frames, wanted)
+    assert [frame.info.index for frame in frames] == list(range(24))
+    twin.lost = ""
+    with Path(path).open("rb") as once:
+        source = _pyav.PyavSource(path, settings(hardware="cuda"), stream="s", pipe=once)
+        with pytest.raises(SourceUnavailable, match="open it again to decode in software"):
+            read_and_lose(source, twin, 10)
+        source.close()
+
+
+def test_a_lost_device_gets_no_stream(monkeypatch):
+    """Of two devices that score, streams go to the one that is not lost; where none is left, to a
+    lost one, which says so.
+    """
+    monkeypatch.setattr(devices, "_in_use", Counter({0: 1, 1: 1}))
+    monkeypatch.setattr(devices, "_lost", {})
+    monkeypatch.setattr(decoding, "_decoders", weakref.WeakSet())
+    assert open_decoder("cuda").number == 0
+    devices.note_loss(torch.device("cuda", 0), "gone")
+    kept = [open_decoder("cuda") for _ in range(3)]
+    assert [decoder.number for decoder in kept] == [1, 1, 1]
+    devices.note_loss(torch.device("cuda", 1), "gone too")
+    assert "was lost while running (gone" in open_decoder("cuda").why_not()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 
 import numpy as np
 import pytest
 
+from dgiqa_stream.backends import BackendStatus
+from dgiqa_stream.backends._fallback import FallbackBackend
 from dgiqa_stream.config import parse_config
-from dgiqa_stream.scorer import load_scorer
+from dgiqa_stream.errors import DeviceLost
+from dgiqa_stream.manifest import LoadedModel
+from dgiqa_stream.scorer import Scorer, load_scorer
 from dgiqa_stream.sinks.memory import MemorySink
 from dgiqa_stream.types import FrameInfo, Planes, StreamInfo
-from dgiqa_stream.wire import FinalMessage, FrameMessage
+from dgiqa_stream.wire import FinalMessage, FrameMessage, StatusMessage
 from plugins.gstreamer.clock import StreamClock
 from plugins.gstreamer.pictures import Layout, planes_of
 from plugins.gstreamer.worker import Picture, Worker
@@ -57,16 +62,17 @@ def make_worker():
     """Workers with the brightness as their model; ended after the test."""
     started = []
 
-    def make(policy="drop_oldest", on_problem=lambda exc: None):
+    def make(policy="drop_oldest", on_problem=lambda exc: None, scorer=None, **publish):
         config = parse_config(
             {
                 "sampler": {"mode": "every"},
                 "overload": {"policy": policy},
                 "output": {"thumbnails": 0},
+                "publish": publish,
             }
         )
         sink = MemorySink()
-        scorer = load_scorer(backend="fake")
+        scorer = scorer or load_scorer(backend="fake")
         worker = Worker(scorer, config, stream="s", source=SOURCE, sink=sink, on_problem=on_problem)
         started.append((worker, sink))
         return worker, sink
@@ -153,6 +159,47 @@ def test_a_picture_that_cannot_be_read_is_counted_and_told(make_worker):
     assert told == [error]
     (final,) = sink.of(FinalMessage)
     assert (final.counts["scored"], final.counts["failed"], final.counts["handed"]) == (2, 1, 3)
+
+
+class LostBackend:
+    """Of a device that is gone."""
+
+    status = BackendStatus("gpu:0", "gpu:0")
+
+    def infer(self, batch):
+        """In vain."""
+        raise DeviceLost("the bus is empty")
+
+    def close(self):
+        """Nothing is open."""
+
+
+def test_a_lost_device_is_counted_and_told(make_worker):
+    """The device is lost with the first picture: another backend scores it, a status message names
+    the reason, and the summary counts one loss.
+    """
+    fake = load_scorer(backend="fake")
+    both = FallbackBackend(LostBackend(), lambda: fake._backend)
+    worker, sink = make_worker("wait", scorer=Scorer(LoadedModel("x", fake.manifest), both))
+    gate = Gate()
+    gate.go_on.release(10)
+    for index in range(2):
+        worker.offer(gate.picture(index))
+    worker.end("end_of_stream")
+    assert worker.num_scored == 2
+    assert any(m.backend.reason == "the bus is empty" for m in sink.of(StatusMessage))
+    (final,) = sink.of(FinalMessage)
+    assert final.counts["device_losses"] == 1
+
+
+def test_without_pictures_there_are_heartbeats(make_worker):
+    """A host that is paused still sends a status message each ``status_seconds``, here 0.1 s."""
+    worker, sink = make_worker(status_seconds=0.1)
+    ends = time.monotonic() + 20
+    while len(sink.of(StatusMessage)) < 4 and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert len(sink.of(StatusMessage)) >= 4
+    worker.end("end_of_stream")
 
 
 def test_time_is_the_streams_own():

@@ -60,6 +60,16 @@ def test_an_unknown_device_is_refused(model, device):
         open_backend(model, device=device)
 
 
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_an_unknown_device_is_refused_before_anything_is_loaded(model, monkeypatch, backend):
+    """Whatever the backend, it is a usage error at once: no package is imported for it, and none
+    that is missing is named in its place.
+    """
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"{name} was loaded"))
+    with pytest.raises(ConfigError, match="unknown device 'nonsense'; known here: auto, cpu, cuda"):
+        open_backend(model, backend=backend, device="nonsense")
+
+
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 def test_a_device_that_is_absent_is_told_not_replaced(model, device):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import msgspec
 import numpy as np
 import onnxruntime
 import pytest
 
 from dgiqa_stream.backends import _onnxruntime_tensorrt as module
 from dgiqa_stream.backends import engine_folder, open_backend
-from dgiqa_stream.errors import BackendUnavailable, ModelError
+from dgiqa_stream.errors import BackendUnavailable
 from dgiqa_stream.manifest import load_model
 from dgiqa_stream.types import FrameBatch
 
@@ -152,8 +149,29 @@ def test_a_batch_beyond_the_profile_runs_in_parts(model, built_with, monkeypatch
     )
 
 
-def test_int8_for_cpus_is_refused(model):
-    """INT8 whose manifest says ONNX Runtime is one line that names what makes the other kind."""
-    manifest = msgspec.structs.replace(model.manifest, precision="int8")
-    with pytest.raises(ModelError, match="--target tensorrt"):
-        open_backend(dataclasses.replace(model, manifest=manifest), backend="onnxruntime-tensorrt")
+def test_int8_for_cpus_runs_without_tensorrt(built_with, caplog):
+    """INT8 that TensorRT does not take is run by CUDA's provider, as torch runs it for the other
+    TensorRT backend: TensorRT is not asked, one warning says what takes it, ``strict`` refuses.
+    """
+    asked = built_with([TENSORRT, CUDA], [TENSORRT, CUDA])
+    student = load_model("student")
+    backend = open_backend(student, backend="onnxruntime-tensorrt", device="cuda")
+    assert backend.status.requested == "onnxruntime-tensorrt:cuda"
+    assert backend.status.active == "onnxruntime:cuda"
+    assert "--target tensorrt" in backend.status.reason
+    assert [p if isinstance(p, str) else p[0] for p in asked[0]] == [CUDA, CPU]
+    (told,) = caplog.messages
+    assert told == f"onnxruntime-tensorrt runs as onnxruntime:cuda: {backend.status.reason}"
+    with pytest.raises(BackendUnavailable, match=r"student\.onnx is INT8 for.*--strict refuses"):
+        open_backend(student, backend="onnxruntime-tensorrt", device="cuda", strict=True)
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")
+def test_int8_for_cpus_runs_where_there_is_no_gpu(caplog):
+    """Without a GPU the same model runs on the CPU, with the same reason: none is refused for the
+    model it was given.
+    """
+    backend = open_backend(load_model("student"), backend="onnxruntime-tensorrt")
+    assert backend.status.active == "onnxruntime:cpu"
+    assert "student.onnx is INT8 for" in backend.status.reason
+    assert len(caplog.messages) == 1

@@ -46,6 +46,7 @@ def open_model(
     budget_seconds: float | None = None,
     gpu_profile: str = "latency",
     max_gpu_mb: int = 0,
+    is_strict: bool = False,
     cache: EngineCache | None = None,
 ) -> TorchBackend | SpreadBackend:
     """Open a model with an engine of its own, or by torch alone where there can be none.
@@ -58,7 +59,7 @@ def open_model(
         wait, most = gathering(gpu_profile, max_batch, budget_seconds)
         kept = cache or EngineCache(engine_folder())
         try:
-            return _with_engines(model, device, places, most, wait, kept)
+            return _with_engines(model, device, places, most, wait, kept, is_strict=is_strict)
         except Exception as exc:  # noqa: BLE001 - whatever it is, torch runs the model without it
             reason = " ".join(str(exc).split())[:300] or type(exc).__name__
     return torch_backend.open_model(
@@ -69,6 +70,7 @@ def open_model(
         budget_seconds=budget_seconds,
         gpu_profile=gpu_profile,
         max_gpu_mb=max_gpu_mb,
+        is_strict=is_strict,
         requested=NAME,
         instead=reason,
     )
@@ -90,6 +92,8 @@ def _with_engines(
     max_batch: int,
     budget_seconds: float,
     cache: EngineCache,
+    *,
+    is_strict: bool = False,
 ) -> TorchBackend | SpreadBackend:
     """One engine on each device; GPUs of one kind share what is built and kept."""
     shapes = {view.name: view.shape for view in model.manifest.preprocess.views}
@@ -102,7 +106,7 @@ def _with_engines(
         status = BackendStatus(f"{NAME}:{device}", active)
         return TorchBackend(engine, model, status, max_batch, budget_seconds)
 
-    return on_each(places, on_one)
+    return on_each(places, on_one, is_strict=is_strict)
 
 
 def key_of(model: LoadedModel, where: torch.device, max_batch: int) -> EngineKey:
