@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +23,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 Threads = Annotated[int, msgspec.Meta(ge=1, le=256)]  # each is really started
+ThreadsOrAuto = Annotated[int, msgspec.Meta(ge=0, le=256)]
 _HARDWARE = r"^(none|cuda(:\d{1,3})?|qsv|amf)$"
 StreamId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
@@ -37,7 +37,8 @@ class SourceSettings(_Settings, frozen=True):
 
     open_timeout_seconds: Positive = 10.0
     read_timeout_seconds: Positive = 10.0
-    decoder_threads: Threads = 2
+    decoder_threads: ThreadsOrAuto = 0
+    """For each stream or file; 0: two, or one where as many as the cores are decoded at once."""
     options: dict[str, str] = {}
     """Options for FFmpeg's demuxer and protocol, as ``rtsp_transport = "tcp"``."""
     programme: int | None = None
@@ -250,7 +251,7 @@ def load_config(path: Path) -> StreamConfig:
 
 def default_file() -> str:
     """The documented configuration with every default: ``configs/stream.toml`` of the project."""
-    return (resources.files("dgiqa_stream") / "assets" / "stream.toml").read_text(encoding="utf-8")
+    return (Path(__file__).with_name("assets") / "stream.toml").read_text(encoding="utf-8")
 
 
 def parse_config(values: dict[str, Any]) -> StreamConfig:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from dgiqa_stream.config import ModelSettings, SourceSettings, StreamConfig
 from dgiqa_stream.errors import ConfigError, DgiqaError
+from dgiqa_stream.versions import package_version
 
 if TYPE_CHECKING:
     from dgiqa_stream.scorer import Scorer
 
 _PACKAGES = (
-    "dgiqa-stream",
     "av",
     "numpy",
     "opencv-python-headless",
@@ -32,6 +32,8 @@ _PACKAGES = (
 _HELPERS = {"ffmpeg": "for srt:// and DASH", "srt-live-transmit": "for srt://"}
 _BENCHMARK_SECONDS = 2.0
 _ENGINES = ("qsv", "amf")  # asking for cuda loads torch: only where it is wanted
+_NOT_TRIED = {"cuda": "not tried, because it loads torch: ask by --hardware cuda"}
+_TORCH_NOT_TRIED = {"torch": "not tried: ask by --backend torch, and --device cuda for the GPU"}
 _FAILED = "not usable"
 
 
@@ -62,7 +64,10 @@ def shortfalls(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _versions() -> dict[str, Any]:
-    found: dict[str, Any] = {"python": platform.python_version()}
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "dgiqa-stream": package_version(),
+    }
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -88,6 +93,7 @@ def _decoding(source: SourceSettings) -> dict[str, Any]:
         "decoders": ", ".join(c for c in wanted if c in av.codecs_available),
         "hardware decoding built in": ", ".join(hwdevices_available()) or "none",
         **{name: _why_hardware(name) for name in _ENGINES},
+        **({} if source.hardware.startswith("cuda") else _NOT_TRIED),
         "asked for": _hardware_asked_for(source.hardware),
         **{
             f"{name} ({use})": shutil.which(name) or "not installed"
@@ -133,6 +139,7 @@ def _engines(wanted: ModelSettings, scorer: Scorer | None, refusal: str) -> dict
                 found[device] = f"usable ({opened.status.active})"
         except DgiqaError as exc:
             found[device] = f"{_FAILED}: {exc}"
+    found |= {} if wanted.backend.startswith("torch") else _TORCH_NOT_TRIED
     comes_to = _what_runs(scorer) if scorer else f"{_FAILED}: {refusal}"
     found["asked for"] = f"{wanted.backend} on {wanted.device}: {comes_to}"
     return found

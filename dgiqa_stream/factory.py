@@ -134,6 +134,7 @@ class MessageFactory:
         rss_bytes: int | None = None,
         backend: _BackendStatus | None = None,
         devices: Sequence[DeviceStatus] = (),
+        decoder: str | None = None,
     ) -> msg.StatusMessage:
         """How the stream is doing now."""
         return msg.StatusMessage(
@@ -148,6 +149,7 @@ class MessageFactory:
             stages=_stages(telemetry.stages if telemetry else {}),
             backend=None if backend is None else _backend_part(backend),
             devices=[_device_part(device) for device in devices],
+            decoder=decoder,
         )
 
     def meta(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -182,7 +181,7 @@ def manifest_path(model: Path) -> Path:
 
 def shipped_models() -> dict[str, Path]:
     """Name to file of the models in this package."""
-    folder = Path(str(resources.files("dgiqa_stream"))) / "assets"
+    folder = Path(__file__).with_name("assets")
     return {p.stem: p for p in sorted(folder.glob("*.onnx"))}
 
 

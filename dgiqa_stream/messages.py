@@ -281,6 +281,8 @@ class StatusMessage(_Envelope, frozen=True, kw_only=True, tag="dgiqa.status/1"):
     """The engine asked for and the one that runs now, which may follow a device that was lost."""
     devices: list[DevicePart] = []
     """Those that score, where they can be asked."""
+    decoder: str | None = None
+    """What decodes now, which may follow a device that was lost; null before the source is open."""
 
 
 class MetaMessage(_Envelope, frozen=True, kw_only=True, tag="dgiqa.meta/1"):

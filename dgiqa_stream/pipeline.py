@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from dgiqa_stream.config import StreamConfig
-from dgiqa_stream.errors import DgiqaError, FrameLost
-from dgiqa_stream.frame_scoring import FrameScoring
+from dgiqa_stream.errors import DgiqaError
+from dgiqa_stream.frame_scoring import FrameScoring, InFlight
 from dgiqa_stream.reader import ReadAhead
 from dgiqa_stream.sampler import Sampler, make_sampler
 from dgiqa_stream.scorer import Scorer, scorer_of
@@ -56,19 +56,17 @@ def score_frames(
     telemetry = telemetry or Telemetry()
     scoring = FrameScoring(scorer, config.picture, telemetry)
     name = stream or stream_id_of(url)
-    with _reader(url, name, config, telemetry) as reader:
+    reader = _reader(url, name, config, telemetry)
+    with reader, InFlight(scoring, on_done=reader.wake) as in_flight:
         is_open = False
         for frame in reader.frames(idle_seconds=_IDLE_SECONDS):
             on_tick()
             if not is_open and reader.info is not None:
                 on_open(reader.info)
                 is_open = True
-            if frame is not None:
-                try:
-                    score = scoring(frame)
-                except FrameLost:  # counted as failed; those that follow lie elsewhere
-                    continue
-                yield score
+            found = in_flight.scored(frame, is_last=reader.is_done)
+            del frame  # its memory is free while the next one is waited for
+            yield from (score for _, score in found)
 
 
 def _reader(
@@ -195,22 +193,23 @@ class Monitor:
         )
         return self._supervised
 
-    def _score(self, frame: Frame, session: Session) -> None:
-        try:
-            score = session.frame(frame)
-        except FrameLost as exc:  # counted as failed; those that follow lie elsewhere
-            log.debug("%s: %s", self.stream, exc)
-            return
-        if self._on_score is not None:
-            self._on_score(score)
+    def _publish(self, scored: Iterable[tuple[Frame, FrameScore]], session: Session) -> None:
+        for frame, score in scored:
+            session.frame(frame, score)
+            if self._on_score is not None:
+                self._on_score(score)
 
     def _follow(self, reader: ReadAhead, session: Session) -> None:
         """Score what the reader hands over until it ends or :meth:`stop` is called."""
-        for frame in reader.frames(idle_seconds=_IDLE_SECONDS):
-            if reader.info is not None:
-                session.opened(self._url, reader.info)
-            if frame is not None:  # also when stopping: what was handed over is scored
-                self._score(frame, session)
-            if self._stopping.is_set():
-                return
-            session.tick()
+        with InFlight(session.scoring, on_done=reader.wake) as in_flight:
+            for frame in reader.frames(idle_seconds=_IDLE_SECONDS):
+                if reader.info is not None:
+                    session.opened(self._url, reader.info)
+                if frame is not None:
+                    session.heard()
+                self._publish(in_flight.scored(frame, is_last=reader.is_done), session)
+                del frame  # its memory is free while the next one is waited for
+                if self._stopping.is_set():  # what was handed over is scored
+                    self._publish(in_flight.scored(None, is_last=True), session)
+                    return
+                session.tick()

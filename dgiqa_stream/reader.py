@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _JOIN_SECONDS = 0.3
 _OPEN_GRACE_SECONDS = 2.0
-_MOST_AHEAD = 3
-"""Of a file: more overlap decoding and scoring no better, and hold 3 MB each at 1080p."""
 
 
 class ReadAhead:
@@ -55,13 +53,12 @@ class ReadAhead:
         self._waiting: deque[tuple[float, Frame]] = deque()
         self._source: Source | None = None
         self._error: BaseException | None = None
-        self._ended = self._stopped = False
+        self._ended = self._stopped = self._is_woken = self._is_done = False
         self._owes_jump = False  # the frame that carried a jump was dropped with none behind it
         self._num_counted_errors = 0
         self._first_seconds: float | None = None  # of the decoded frames
         self._end_seconds = 0.0
         self._policy = OverloadPolicy.WAIT
-        self._most_ahead = min(overload.queue_frames, _MOST_AHEAD)
         self._thread = threading.Thread(target=self._read, name=f"reader {name}", daemon=True)
 
     @property
@@ -69,6 +66,11 @@ class ReadAhead:
         """What is known of the stream; None until it is open."""
         source = self._source
         return source.info if source else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether :meth:`frames` has given the last frame: it ends, or raises, when asked again."""
+        return self._is_done
 
     @property
     def read_seconds(self) -> float:
@@ -83,24 +85,35 @@ class ReadAhead:
     def frames(self, *, idle_seconds: float) -> Iterator[Frame | None]:
         """Sampled frames in order; None whenever nothing came for ``idle_seconds``.
 
-        Raises what the source raised, after the frames that came before it, and
-        :class:`SourceUnavailable` when opening outlasts its deadline.
+        None also follows :meth:`wake` and, once :attr:`is_done`, the last frame. Raises what the
+        source raised, after the frames that came before it, and :class:`SourceUnavailable` when
+        opening outlasts its deadline.
         """
         deadline = time.monotonic() + self._open_timeout_seconds + _OPEN_GRACE_SECONDS
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._ended, idle_seconds)
+                self._changed.wait_for(self._has_news, idle_seconds)
+                self._is_woken = False
                 frame = self._take()
-                if frame is None and self._ended:
+                if self._is_done:
                     if self._error is not None:
                         raise self._error
                     return
-            if frame is None and self._source is None and time.monotonic() > deadline:
+                self._is_done = frame is None and self._ended
+            is_away = self._source is None and not self._is_done
+            if frame is None and is_away and time.monotonic() > deadline:
                 raise SourceUnavailable(
                     f"the source did not open within {self._open_timeout_seconds:g} s: check the "
                     "address, or raise source.open_timeout_seconds"
                 )
             yield frame
+            del frame  # its memory is free while the next one is waited for
+
+    def wake(self) -> None:
+        """Have :meth:`frames` give None, if it has no frame, to whom it lets wait."""
+        with self._changed:
+            self._is_woken = True
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Ask the thread to end; frames still waiting are dropped and counted."""
@@ -129,6 +142,9 @@ class ReadAhead:
             self._telemetry.count(Count.DROPPED_QUEUE, len(self._waiting))
             self._waiting.clear()
 
+    def _has_news(self) -> bool:
+        return bool(self._waiting) or self._ended or self._is_woken
+
     def _take(self) -> Frame | None:
         """The next frame that is not stale; the lock is held."""
         while self._waiting:
@@ -142,7 +158,7 @@ class ReadAhead:
                 self._drop(Count.DROPPED_STALE)
                 continue
             self._waiting.popleft()
-            if len(self._waiting) <= self._most_ahead // 2:  # waking costs more than decoding waits
+            if not self._waiting:
                 self._changed.notify_all()
             self._telemetry.count(Count.HANDED)
             return frame
@@ -201,6 +217,7 @@ class ReadAhead:
                 jumped = False
             else:
                 self._telemetry.count(Count.SKIPPED)
+            del frame  # its memory is free while the next one is decoded
             begin = time.monotonic()
 
     def _note_time(self, frame: Frame) -> None:
@@ -223,9 +240,9 @@ class ReadAhead:
     def _offer(self, frame: Frame) -> None:
         with self._changed:
             if self._policy is OverloadPolicy.WAIT:
-                if len(self._waiting) >= self._most_ahead:
-                    low = self._most_ahead // 2
-                    self._changed.wait_for(lambda: len(self._waiting) <= low or self._stopped)
+                # One that waits and one in hand: more overlap decoding and scoring hardly better,
+                # and hold 3 MB each at 1080p.
+                self._changed.wait_for(lambda: not self._waiting or self._stopped)
             elif len(self._waiting) >= self._overload.queue_frames:
                 self._drop(Count.DROPPED_QUEUE)
             if self._stopped:  # nobody takes it any more

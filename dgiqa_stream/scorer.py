@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -120,7 +120,26 @@ class Scorer:
 
     def infer(self, batch: FrameBatch) -> list[Prediction]:
         """Score views that were cut before."""
-        outputs = self._backend.infer(batch)
+        return self._predictions(self._backend.infer(batch), batch)
+
+    @property
+    def frames_in_flight(self) -> int:
+        """How many frames of a stream are worth starting before the first one's score is there."""
+        number: int = getattr(self._backend, "frames_in_flight", 1)  # of a StartingBackend
+        return number
+
+    def start(
+        self, batch: FrameBatch, on_done: Callable[[], None]
+    ) -> Callable[[], list[Prediction]]:
+        """Begin what :meth:`infer` does, where ``frames_in_flight`` is more than 1.
+
+        What comes back waits for it, and gives or raises the same; ``on_done`` is called, from any
+        thread, once it would not wait.
+        """
+        answer: Callable[[], Outputs] = self._backend.start(batch, on_done)  # type: ignore[attr-defined]
+        return lambda: self._predictions(answer(), batch)
+
+    def _predictions(self, outputs: Outputs, batch: FrameBatch) -> list[Prediction]:
         return [self._prediction(_Raw.of(outputs, n), batch, n) for n in range(len(batch))]
 
     def _prediction(self, found: _Raw, batch: FrameBatch, n: int) -> Prediction:

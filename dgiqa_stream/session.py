@@ -79,7 +79,7 @@ class Session:
         self._factory = MessageFactory(
             stream, model=scorer.manifest, sampler=config.sampler, run=run
         )
-        self._scoring = FrameScoring(scorer, config.picture, telemetry)
+        self.scoring = FrameScoring(scorer, config.picture, telemetry)
         self._worst = WorstFrames(config.output.thumbnails)
         self._pooling: TemporalPooling | None = None
         self._state: State = "connecting"
@@ -88,11 +88,14 @@ class Session:
         self._lag_seconds = 0.0
         self._is_live = False
         self._backend = scorer.status
+        self._decoder: str | None = None
 
     def opened(self, url: str, info: StreamInfo) -> None:
-        """Tell of the source, once."""
+        """Tell of the source, once, and of what decodes it whenever that is another."""
         if self._pooling is not None:
+            self._tell_of_another_decoder(info.decoder)
             return
+        self._decoder = info.decoder
         self._is_live = info.is_live
         self._heard = time.monotonic()
         self._pooling = TemporalPooling(
@@ -102,12 +105,14 @@ class Session:
         self._send(self._factory.meta(url, info, backend=self._scorer.status, config=self._config))
         self.status("running")
 
-    def frame(self, frame: Frame) -> FrameScore:
-        """Score, publish and pool one frame."""
+    def heard(self) -> None:
+        """A frame has come, which is to be scored."""
         self._heard = time.monotonic()
         if self._state in ("stalled", "reconnecting") and self._fault is None:
             self.status("running")
-        score = self._scoring(frame)
+
+    def frame(self, frame: Frame, score: FrameScore) -> None:
+        """Publish and pool one frame that was scored."""
         self._lag_seconds = max(0.0, score.scored_at_seconds - score.info.received_at_seconds)
         with self._telemetry.timed(Stage.PUBLISH):
             self._send(self._factory.frame(score, counts=self._telemetry.counts()))
@@ -121,7 +126,6 @@ class Session:
                 windows = self._pooling.add(score)
             for window in windows:
                 self._send(self._factory.window(window))
-        return score
 
     def tick(self) -> None:
         """What is due: heartbeat, stall, sinks' own work."""
@@ -155,6 +159,11 @@ class Session:
             self._telemetry.count(Count.DEVICE_LOSSES)
             self.status(self._state)
 
+    def _tell_of_another_decoder(self, decoder: str) -> None:
+        if decoder != self._decoder:
+            self._decoder = decoder
+            self.status(self._state)
+
     def _count_reconnects(self) -> None:
         supervised = self._supervised()
         if supervised is None:
@@ -177,6 +186,7 @@ class Session:
                 rss_bytes=resident_bytes(),
                 backend=self._scorer.status,
                 devices=self._scorer.devices(),
+                decoder=self._decoder,
             )
         )
 

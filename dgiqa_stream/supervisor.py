@@ -41,7 +41,7 @@ class ReconnectingSource:
         duration_seconds: float | None = None,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self.info: StreamInfo = source.info
+        self._info = source.info
         self.fault: SourceError | None = None
         """Why it is away; None while it plays. Written by the thread that reads."""
         self.num_reconnects = 0
@@ -52,6 +52,14 @@ class ReconnectingSource:
         self._num_attempts = 0
         self._first_seconds: float | None = None
         self._end_seconds = 0.0
+
+    @property
+    def info(self) -> StreamInfo:
+        """See :class:`dgiqa_stream.sources.Source`; of the first connection, but for the decoder,
+        which may be another one since.
+        """
+        decoder = self._source.info.decoder
+        return self._info if decoder == self._info.decoder else replace(self._info, decoder=decoder)
 
     @property
     def num_corrupt(self) -> int:
@@ -72,6 +80,7 @@ class ReconnectingSource:
                 for frame in self._placed(index):
                     index += 1
                     yield frame
+                    del frame  # its memory is free while the next one is decoded
                 fault: SourceError = SourceUnavailable(f"{self._stream}: the stream ended")
             except SourceError as exc:
                 fault = exc
@@ -120,6 +129,7 @@ class ReconnectingSource:
             )
             self._end_seconds = placed.pts_seconds + (info.duration_seconds or _FRAME_SECONDS)
             yield replace(frame, info=placed)
+            del frame
             index += 1
 
     def _come_back(self, fault: SourceError) -> bool:

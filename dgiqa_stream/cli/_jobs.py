@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dgiqa_stream.cli._rows import InputResult, RowWriter
+    from dgiqa_stream.config import StreamConfig
     from dgiqa_stream.types import FrameScore
 
 Score = Callable[[str, "RowWriter"], "InputResult"]
@@ -69,6 +70,20 @@ class Stop:
         self._check()
         if self._event.is_set():
             raise KeyboardInterrupt
+
+
+def for_several(settings: StreamConfig, num_at_once: int) -> StreamConfig:
+    """The settings of each of so many streams or files that are decoded at once.
+
+    Where they are as many as the cores, one thread decodes each, unless the settings say how many:
+    a second finds no idle core, takes a tenth more CPU, and holds two or three frames more.
+    """
+    import msgspec
+
+    if settings.source.decoder_threads or num_at_once < num_jobs_of(0):
+        return settings
+    source = msgspec.structs.replace(settings.source, decoder_threads=1)
+    return msgspec.structs.replace(settings, source=source)
 
 
 def score_in_order(

@@ -153,12 +153,14 @@ def _watch(
     """Watch every stream in a thread of its own until all end; return the exit code."""
     import msgspec
 
+    from dgiqa_stream.cli._jobs import for_several
     from dgiqa_stream.pipeline import Monitor
     from dgiqa_stream.scorer import scorer_of
     from dgiqa_stream.sinks.systemd import service_of
     from dgiqa_stream.wire import new_id
 
     check_entries(entries, settings)
+    settings = for_several(settings, len(entries))
     with contextlib.ExitStack() as stack:
         scorer = stack.enter_context(scorer_of(settings.model))
         interrupts = stack.enter_context(Interrupts())

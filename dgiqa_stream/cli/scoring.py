@@ -204,16 +204,17 @@ class _Run:
     def _score_inputs(
         self, writer: RowWriter, out: Out, progress: Progress, journal: Journal | None
     ) -> None:
-        from dgiqa_stream.cli._jobs import Stop, num_jobs_of, score_in_order
+        from dgiqa_stream.cli._jobs import Stop, for_several, num_jobs_of, score_in_order
         from dgiqa_stream.cli._one_input import InputScoring
 
         stop = Stop(self.interrupts.check)
-        score: Score = InputScoring(self.settings, self.wording, self.opened, progress, stop.check)
+        num_jobs = num_jobs_of(self.request.jobs)
+        settings = for_several(self.settings, min(num_jobs, len(self.inputs)))
+        score: Score = InputScoring(settings, self.wording, self.opened, progress, stop.check)
         if journal is not None:
             score = journal.scoring(score)
         if isinstance(out, RowsOut):
             out.taken()  # the header, which is of no input
-        num_jobs = num_jobs_of(self.request.jobs)
         scored = score_in_order(self.inputs, score, writer, num_jobs=num_jobs, stop=stop)
         with contextlib.closing(scored):
             for result in scored:

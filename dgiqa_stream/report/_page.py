@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
-from importlib import metadata, resources
+from importlib import resources
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from dgiqa_stream.report._markup import (
 )
 from dgiqa_stream.report._pictures import Picture, worst_pictures
 from dgiqa_stream.report._story import Story, tell
+from dgiqa_stream.versions import package_version
 
 if TYPE_CHECKING:
     from dgiqa_stream.recording import FrameRow, Recording, Track
@@ -79,20 +80,13 @@ def filled(title: str, *, summary: str, sections: str) -> str:
         light=_variables(PALETTE),
         summary=summary,
         sections=sections,
-        version=escape(_version()),
+        version=escape(package_version()),
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
 def _asset(name: str) -> str:
     return (resources.files("dgiqa_stream") / "report" / name).read_text(encoding="utf-8")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("dgiqa-stream")
-    except metadata.PackageNotFoundError:  # run from a checkout
-        return "unknown"
 
 
 def _variables(palette: Mapping[str, str]) -> str:

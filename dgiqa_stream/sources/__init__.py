@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from dgiqa_stream.errors import SourceUnsupported
 from dgiqa_stream.urls import redact, scheme_of
+from dgiqa_stream.versions import entry_points_for
 
 if TYPE_CHECKING:
     from dgiqa_stream.config import SourceSettings
@@ -51,7 +51,7 @@ class Source(Protocol):
 
     @property
     def info(self) -> StreamInfo:
-        """What was known when it was opened."""
+        """What was known when it was opened, and what decodes it now."""
 
     @property
     def num_corrupt(self) -> int:
@@ -105,7 +105,7 @@ def _opener(url: str) -> Opener:
     found: Opener | None = None
     if module := _module_of(url):
         found = importlib.import_module(module).open_url
-    elif entries := list(entry_points(group=ENTRY_POINT_GROUP, name=scheme)):
+    elif entries := entry_points_for(ENTRY_POINT_GROUP, scheme):
         found = entries[0].load()
     if found is not None:
         return found

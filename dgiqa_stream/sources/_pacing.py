@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
+
+from dgiqa_stream.types import Frame
 
 
 class Pacer:
@@ -13,14 +16,19 @@ class Pacer:
         self._stop = stop
         self._ahead_seconds: float | None = None
 
-    def wait_until(self, pts_seconds: float) -> None:
-        """Sleep until the frame is due; ends at once when the source is closed."""
-        now = time.monotonic()
+    def wait_for(self, frame: Frame) -> Frame:
+        """Sleep until the frame is due; ends at once when the source is closed.
+
+        The frame is then received, as from a live source: what it waited here is no lag.
+        """
+        now, pts_seconds = time.monotonic(), frame.info.pts_seconds
         if self._ahead_seconds is None:
             self._ahead_seconds = pts_seconds - now
         remaining = pts_seconds - self._ahead_seconds - now
-        if remaining > 0:
-            self._stop.wait(remaining)
+        if remaining <= 0:
+            return frame
+        self._stop.wait(remaining)
+        return replace(frame, info=replace(frame.info, received_at_seconds=time.time()))
 
 
 class Patience:

@@ -10,9 +10,11 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from dgiqa_stream.errors import DeviceLost, SourceError, SourceUnavailable, SourceUnsupported
+from dgiqa_stream.heap import give_back
 from dgiqa_stream.sources import is_still
 from dgiqa_stream.sources._bob import bobbed, bobbed_info
 from dgiqa_stream.sources._container import (
@@ -34,7 +36,7 @@ from dgiqa_stream.sources._hardware import decoder_of, hardware_of
 from dgiqa_stream.sources._jpeg import is_cut_short
 from dgiqa_stream.sources._pacing import Pacer, Patience
 from dgiqa_stream.sources._timeline import MPEG_WRAP_SECONDS, Timeline
-from dgiqa_stream.sources._track_decoder import TrackDecoder
+from dgiqa_stream.sources._track_decoder import NeedsReopening, TrackDecoder
 from dgiqa_stream.types import Frame, StreamInfo
 from dgiqa_stream.urls import redact, scheme_of
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from dgiqa_stream.config import SourceSettings
 
 _MAX_ERRORS_IN_A_ROW = 250
+_NUM_THREADS = 2  # more take more CPU and memory, and 1080p needs half of one
 _MPEG_CLOCK = Fraction(1, 90_000)
 _logger = logging.getLogger("dgiqa_stream.sources")
 
@@ -70,7 +73,7 @@ class PyavSource:
         patience: Patience | None = None,
     ) -> None:
         self.num_corrupt = 0
-        self.num_decode_errors = 0
+        self._num_errors = 0
         self._url, self._settings, self._stream, self._pipe = url, settings, stream, pipe
         self._shown = redact(url)
         self._patience = patience or Patience(
@@ -80,16 +83,23 @@ class PyavSource:
         self._lock = threading.Lock()  # held while FFmpeg works on the container
         self._stop = threading.Event()
         self._errors_in_a_row = 0
+        self._last_pts: int | None = None
+        self._has_begun = False
         self._frames: Iterator[Frame] = iter(())
         self._hardware, self._why_software = hardware_of(settings)
         self._open()
         with ExitStack() as on_error:
             on_error.callback(self.close)
-            self._prime()
-            self.info = self._describe(self._pending[0])
+            try:
+                self._prime()
+            except NeedsReopening as exc:
+                self._open_without_device(exc)
+                self._prime()
+            self._info = self._describe(self._pending[0])
             self._begin_seconds = clock_seconds_of(self._pending[0]) or 0.0
             on_error.pop_all()
         self._patience.opened()
+        self._has_begun = True
         self._frames = self._chosen()
 
     def frames(self) -> Iterator[Frame]:
@@ -105,9 +115,8 @@ class PyavSource:
             if frame is None:
                 self._flood.flush()
                 return
-            if pacer:
-                pacer.wait_until(frame.info.pts_seconds)
-            yield frame
+            yield pacer.wait_for(frame) if pacer else frame
+            del frame  # its memory is free while the next one is decoded
 
     def close(self) -> None:
         """See :class:`dgiqa_stream.sources.Source`."""
@@ -116,13 +125,24 @@ class PyavSource:
             self._pipe.stop()
         self._release()
 
+    @property
+    def num_decode_errors(self) -> int:
+        """See :class:`dgiqa_stream.sources.Source`; with frames lost on the way to software."""
+        return self._num_errors + self._decoder.num_lost
+
+    @property
+    def info(self) -> StreamInfo:
+        """See :class:`~dgiqa_stream.sources.Source`; the decoder is the one that is at work now."""
+        why = self._decoder.why_left
+        return dataclasses.replace(self._info, decoder=f"software ({why})") if why else self._info
+
     def _release(self) -> None:
         """Close the container, unless another thread works on it: that thread then does."""
         if self._lock.acquire(blocking=False):
             try:
                 self._frames = iter(())  # the generator holds us, and we the decoder's memory
                 self._pending.clear()
-                self._container.close()
+                self._close_container()
                 if self._pipe is not None:
                     self._pipe.close()
             finally:
@@ -141,6 +161,7 @@ class PyavSource:
             )
         except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as exc:
             raise self._explain(exc) from exc
+        give_back()
         if self._pipe is None and self._container.file is not None:
             self._pipe = self._container.file.file  # PyAV wraps what it was given
         try:
@@ -153,13 +174,41 @@ class PyavSource:
             self._track,
             hardware,
             has_side_data=hardware is not None and has_side_data(self._container, self._track),
-            threads=self._settings.decoder_threads,
+            threads=self._settings.decoder_threads or _NUM_THREADS,
             is_strict=self._settings.strict,
             shown=self._shown,
         )
         self._pending: deque[av.VideoFrame] = deque()
         self._is_drained = False
         self._damaged = False
+
+    def _close_container(self) -> None:
+        self._decoder.close()
+        self._container.close()
+
+    def _open_without_device(self, reason: NeedsReopening) -> None:
+        """Open the source again, for software; raises what is given where its bytes come once."""
+        if self._pipe is not None:
+            raise reason.otherwise
+        self._num_errors += self._decoder.num_lost
+        self._close_container()
+        self._hardware, self._why_software = None, reason.why
+        self._open()
+
+    def _decoded_anew(self, reason: NeedsReopening) -> Iterator[av.VideoFrame]:
+        """What follows the last frame, of the file opened again for software.
+
+        Raises what ``reason`` says where it cannot be read again from there.
+        """
+        last = self._last_pts
+        if last is None or scheme_of(self._url) != "file":
+            raise reason.otherwise
+        self._open_without_device(reason)
+        self._decoder.why_left = reason.why
+        self._container.seek(last, stream=self._track)
+        for frame in self._decoded():
+            if frame.pts is not None and frame.pts > last:
+                yield frame
 
     def _prime(self) -> None:
         """Decode up to the first frame, which tells size, format and rotation.
@@ -236,14 +285,18 @@ class PyavSource:
         """Pending frames, then those decoded from here on."""
         import av
 
-        while self._pending:
-            yield self._pending.popleft()
+        yield from self._waiting()
         if self._is_drained:
             return
         for packet in self._packets():
             self._inspect(packet)
             try:
                 frames = self._decoder.decode(packet)
+            except NeedsReopening as exc:
+                if not self._has_begun:
+                    raise
+                yield from self._decoded_anew(exc)
+                return
             except av.error.EOFError:
                 frames = []
             except av.error.FFmpegError as exc:
@@ -254,14 +307,21 @@ class PyavSource:
             if frames:
                 self._errors_in_a_row = 0
                 self._pending.extend(frames)
-            while self._pending:
-                yield self._pending.popleft()
+            del frames
+            yield from self._waiting()
             if self._patience.is_over:
                 raise SourceUnavailable(
                     f"{self._shown}: no picture could be decoded within "
                     f"{self._patience.open_seconds:g} s; check the sender, or raise "
                     "source.open_timeout_seconds"
                 )
+
+    def _waiting(self) -> Iterator[av.VideoFrame]:
+        """Frames that are decoded, none of them kept here."""
+        while self._pending:
+            pts = self._pending[0].pts
+            self._last_pts = self._last_pts if pts is None else pts
+            yield self._pending.popleft()
 
     def _inspect(self, packet: av.Packet[VideoStream] | None) -> None:
         """Note damage on the way here; refuse what is encrypted."""
@@ -280,7 +340,7 @@ class PyavSource:
         return is_jpeg and packet.size > 0 and is_cut_short(bytes(packet))
 
     def _count_error(self, exc: BaseException) -> None:
-        self.num_decode_errors += 1
+        self._num_errors += 1
         self._errors_in_a_row += 1
         self._flood.add(getattr(exc, "strerror", None) or exc)
 
@@ -314,13 +374,14 @@ class PyavSource:
         tolerance = min(0.001, float(self._track.time_base or 0) / 2)
         placed = self._placed(begin - tolerance)
         end: float | None = None
-        for frame in bobbed(placed) if self._bobs else (frame for _, frame in placed):
+        for frame in bobbed(placed) if self._bobs else map(itemgetter(1), placed):
             if settings.duration_seconds and end is None:
                 end = frame.info.pts_seconds + settings.duration_seconds - tolerance
             if end is not None and frame.info.pts_seconds >= end:
                 return
             self.num_corrupt += frame.info.corrupt
             yield frame
+            del frame
 
     def _placed(self, begin_seconds: float) -> Iterator[tuple[av.VideoFrame, Frame]]:
         """Decoded frames from a time on, each with ours."""
@@ -341,10 +402,10 @@ class PyavSource:
                 frame = self._frame(raw, index, pts_seconds, jumped)
             except DeviceLost as exc:  # its frames cannot be read: packets go on in software
                 self._count_error(exc)
-                if self._decoder.is_on_device:
-                    self._decoder.to_software(str(exc))
+                self._decoder.leave(str(exc))
                 continue
             yield raw, frame
+            del raw, frame
             index += 1
 
     def _seek(self, target_seconds: float) -> None:
@@ -366,7 +427,7 @@ class PyavSource:
         if first is not None and arrived is not None and arrived <= target_seconds:
             self._pending.appendleft(first)
         else:  # some formats land too late: read from the start instead
-            self._container.close()
+            self._close_container()
             self._open()
 
     def _frame(self, raw: av.VideoFrame, index: int, pts_seconds: float, jumped: bool) -> Frame:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dgiqa_stream.errors import SourceUnavailable, SourceUnsupported
+from dgiqa_stream.errors import SourceError, SourceUnavailable, SourceUnsupported
 
 if TYPE_CHECKING:
     import av
@@ -20,13 +21,24 @@ _MOST_SKIPPED = 250  # packets that wait for a keyframe; some streams never send
 _logger = logging.getLogger("dgiqa_stream.sources")
 
 
+class NeedsReopening(Exception):
+    """Software can go on where the source is opened again without a device."""
+
+    def __init__(self, why: str, otherwise: SourceError) -> None:
+        super().__init__(why)
+        self.why = why
+        """The device does not do it."""
+        self.otherwise = otherwise
+        """What to raise where the source cannot be opened again."""
+
+
 class TrackDecoder:
     """Packets of a track to frames, on a device where that can be.
 
     Some devices are reached by decoders with names of their own, which FFmpeg does not choose
-    (``av1`` rather than ``libdav1d``). One is tried for as long as it gives no frame; where it
-    fails, its packets go to the container's decoder. A device that is lost while it decodes is
-    followed by software, from the next keyframe on.
+    (``av1`` rather than ``libdav1d``). A device is tried until it gives a frame; where it fails, or
+    its frames cannot be read there, its packets go to software. A device that is lost while it
+    decodes is followed by software, from the next keyframe on.
     """
 
     def __init__(
@@ -46,12 +58,19 @@ class TrackDecoder:
         self._kept: list[av.Packet[VideoStream] | None] | None = None
         self._num_errors = self._num_to_skip = 0
         self.reason = ""
-        """Why a decoder that was asked for by name is not in use."""
+        """Why a device that was tried is not in use."""
+        self.why_left = ""
+        """Why the device no longer decodes, once it did and software has taken over."""
         self.name = ""
         """Of the decoder that was asked for by name and is in use."""
+        self._left_for = ""
+        self.num_lost = 0
+        """Frames that were passed over until software had a keyframe to begin with."""
         self.is_on_device = hardware is not None and self._context.is_hwaccel
         self._context.thread_type = "AUTO"
         self._context.thread_count = threads
+        if self.is_on_device:
+            self._kept = []
         self._try_by_name()
 
     def decode(self, packet: av.Packet[VideoStream] | None) -> list[av.VideoFrame]:
@@ -60,11 +79,12 @@ class TrackDecoder:
 
         if self._kept is not None:
             return self._tried(packet)
-        if self.is_on_device and self._hardware is not None and (why := self._hardware.why_lost()):
+        if self.is_on_device and (why := self._why_leave()):
             self.to_software(why)
         if self._num_to_skip and packet is not None and packet.size:
             if not packet.is_keyframe:
                 self._num_to_skip -= 1
+                self.num_lost += 1
                 return []
             self._num_to_skip = 0
         try:
@@ -77,25 +97,59 @@ class TrackDecoder:
                 self.to_software(f"{self._num_errors} errors in a row: {exc.strerror}")
             raise
         self._num_errors = 0 if frames else self._num_errors
+        if why := self._why_unread(frames):
+            self.to_software(why)
+            if packet is not None and packet.is_keyframe:  # software begins with it
+                return self.decode(packet)
+            self.num_lost += len(frames)
+            return []
         return frames
+
+    def leave(self, why: str) -> None:
+        """Decode the next packet without the device."""
+        self._left_for = why
+
+    def _why_leave(self) -> str:
+        """Why the device is not to decode any more; empty where it may."""
+        return self._left_for or (self._hardware.why_lost() if self._hardware else "")
+
+    def _why_unread(self, frames: Sequence[av.VideoFrame]) -> str:
+        """Why frames cannot be read where they lie; empty where they can."""
+        for frame in frames:
+            layout, hardware = frame.sw_format, self._hardware
+            if layout is not None and hardware is not None and not hardware.has(frame):
+                return f"frames of layout {layout.name} cannot be read there"
+        return ""
 
     def flush(self) -> None:
         """Forget what was decoded so far: the container was moved."""
         if self._context is not self._track.codec_context and self._context.is_open:
             self._context.flush_buffers()
 
+    def close(self) -> None:
+        """Wait until FFmpeg's threads rest.
+
+        One that has something to log waits for Python's lock, and who frees a decoder holds that
+        while it waits for the threads: PyAV would stand still for ever.
+        """
+        for context in (self._context, self._track.codec_context):
+            if context.is_open:
+                context.flush_buffers()
+
     def to_software(self, why: str) -> None:
         """Decode without the device from the next keyframe on.
 
-        Raises :class:`SourceUnsupported` where that is not wanted, and :class:`SourceUnavailable`
+        Raises :class:`SourceUnsupported` where that is not wanted, and :class:`NeedsReopening`
         where the source has to be opened again for it.
         """
         told = f"{self._shown}: is no longer decoded on {self._device_name}: {why}"
         if self._is_strict:
             raise SourceUnsupported(f"{told}; leave --strict out to decode in software")
         if self._has_side_data and not self.name:
-            raise SourceUnavailable(f"{told}; open it again to decode in software")
+            otherwise = SourceUnavailable(f"{told}; open it again to decode in software")
+            raise NeedsReopening(why, otherwise)
         _logger.warning("%s; software decodes it from the next keyframe on", told)
+        self.reason = self.why_left = why
         self._context = self._track.codec_context if self.name else self._spare()
         self.name, self.is_on_device = "", False
         self._num_errors, self._num_to_skip = 0, _MOST_SKIPPED
@@ -140,15 +194,37 @@ class TrackDecoder:
         is_last = packet is None or not packet.size
         try:
             frames = self._context.decode(packet)
-            why = "it gives no frame" if is_last or len(self._kept) >= _MOST_KEPT else ""
         except av.error.FFmpegError as exc:
-            frames, why = [], _words(exc)
-        if frames or not why:
-            self._kept = None if frames else self._kept
-            return frames
-        self.reason = f"{self.name} does not decode it ({why})"
+            self._num_errors += 1
+            if not self.name and self._num_errors < _MOST_ERRORS:
+                raise
+            return self._given_up(_words(exc))
+        if why := self._why_unread(frames):
+            return self._given_up(why)
+        if frames:
+            self._kept, self._num_errors = None, 0
+        elif is_last or len(self._kept) >= _MOST_KEPT:
+            if self.name:
+                return self._given_up("it gives no frame")
+            self._kept = None
+        return frames
+
+    def _given_up(self, why: str) -> list[av.VideoFrame]:
+        """What software makes of the packets so far, and of those to come."""
+        import av
+
+        assert self._kept is not None
+        if self._has_side_data and not self.name:
+            otherwise = SourceUnsupported(
+                f"{self._shown}: {why}, and software would not be told what the container says of "
+                "its pictures: leave --hardware out"
+            )
+            raise NeedsReopening(why, otherwise)
+        self.reason = f"{self.name} does not decode it ({why})" if self.name else why
         kept, self._kept = self._kept, None
-        self._context, self.name, self.is_on_device = self._track.codec_context, "", False
+        self._context = self._track.codec_context if self.name else self._spare()
+        self.name, self.is_on_device = "", False
+        frames: list[av.VideoFrame] = []
         for one in kept:
             try:
                 frames += self._context.decode(one)

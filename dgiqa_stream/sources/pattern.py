@@ -142,9 +142,7 @@ class PatternSource:
             if self._stop.is_set():
                 return
             frame = self._draw(number, index)
-            if self._pacer:
-                self._pacer.wait_until(frame.info.pts_seconds)
-            yield frame
+            yield self._pacer.wait_for(frame) if self._pacer else frame
 
     def _numbers(self) -> Iterator[int]:
         """Numbers of the frames that are shown; the first one always is."""

@@ -281,6 +281,8 @@ def test_doctor_says_what_a_choice_comes_to(run_cli):
     fine = json.loads(run_cli("doctor", "--json", "--device", "cpu").out)
     assert fine["engines"]["asked for"] == "onnxruntime on cpu: onnxruntime:cpu"
     assert fine["decoding"]["asked for"] == "software"
+    assert "ask by --hardware cuda" in fine["decoding"]["cuda"]
+    assert "ask by --backend torch" in fine["engines"]["torch"]
     options = ("doctor", "--json", "--device", "cuda:77", "--hardware", "cuda:77")
     lax, strict = run_cli(*options), run_cli(*options, "--strict")
     assert (lax.code, strict.code) == (0, 5)
@@ -289,6 +291,7 @@ def test_doctor_says_what_a_choice_comes_to(run_cli):
         assert told.partition(": ")[2].startswith("not usable: ")
         assert "cuda:77" in told
     assert len(strict.err.splitlines()) == 2
+    assert "cuda" not in json.loads(lax.out)["decoding"]  # it was tried
     for option, value in (("--backend", "abacus"), ("--device", "tpu"), ("--hardware", "gpu")):
         wrong = run_cli("doctor", option, value)
         assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)

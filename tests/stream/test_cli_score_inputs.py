@@ -14,6 +14,9 @@ import time
 
 import pytest
 
+from dgiqa_stream.cli import _jobs
+from dgiqa_stream.config import SourceSettings, StreamConfig
+
 
 def paths_of(out):
     """The paths of CSV rows, each once, in order."""
@@ -112,6 +115,18 @@ def test_jobs_zero_is_all_cores_and_negative_is_refused(run_cli, media):
     refused = run_cli("score", media["grey"], "--jobs", "-1")
     assert refused.code == 2
     assert len(refused.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_at_once", "given", "expected"), [(1, 0, 0), (2, 0, 1), (8, 0, 1), (8, 4, 4), (1, 1, 1)]
+)
+def test_as_many_as_the_cores_are_decoded_by_one_thread_each(
+    monkeypatch, num_at_once, given, expected
+):
+    """On two cores, two inputs or more leave no core to a second thread; a number given counts."""
+    monkeypatch.setattr(_jobs, "num_jobs_of", lambda asked: asked or 2)
+    settings = StreamConfig(source=SourceSettings(decoder_threads=given))
+    assert _jobs.for_several(settings, num_at_once).source.decoder_threads == expected
 
 
 def test_jobs_really_are_at_once(plain_environment, media, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -67,6 +69,7 @@ class ScriptedSource:
                 item.wait(60)
             else:
                 yield item
+            del item
         self.num_decode_errors += self._errors_at_end
 
     def close(self):
@@ -211,35 +214,48 @@ def test_auto_drops_live_frames_and_waits_for_files(is_live, lost):
     assert telemetry.counts()[Count.DROPPED_QUEUE] == lost
 
 
-def test_reading_ahead_is_bounded():
-    """A reader that waits holds the queue and one frame more, however long the source is; it is
-    not woken for one place in the queue, but for two, which it then fills.
+@pytest.mark.parametrize("queue_frames", [1, 100])
+def test_reading_ahead_is_bounded(queue_frames):
+    """A reader that waits holds one frame and has one in hand, however long source and queue; each
+    that is taken makes room for one.
     """
     telemetry = Telemetry()
     source = ScriptedSource(make_frame(i) for i in range(10**9))
-    with read_ahead(source, telemetry, policy="wait", queue_frames=3) as reader:
-        wait_until(lambda: telemetry.counts()[Count.DECODED] == 4)
-        time.sleep(0.05)
-        assert telemetry.counts()[Count.DECODED] == 4
-        next(reader.frames(idle_seconds=1.0))
-        time.sleep(0.05)
-        assert telemetry.counts()[Count.DECODED] == 4
-        next(reader.frames(idle_seconds=1.0))
-        wait_until(lambda: telemetry.counts()[Count.DECODED] == 6)
-    check_law(telemetry.counts(), 2)
-
-
-def test_a_long_queue_holds_no_more_pictures_of_a_file():
-    """Of a file three frames wait and one is offered, though the queue could take a hundred."""
-    telemetry = Telemetry()
-    source = ScriptedSource(make_frame(i) for i in range(10**9))
-    with read_ahead(source, telemetry, policy="wait", queue_frames=100) as reader:
-        wait_until(lambda: telemetry.counts()[Count.DECODED] == 4)
-        time.sleep(0.05)
-        assert telemetry.counts()[Count.DECODED] == 4
-        for _ in range(2):
+    with read_ahead(source, telemetry, policy="wait", queue_frames=queue_frames) as reader:
+        for num_decoded in (2, 3, 4):
+            wait_until(lambda wanted=num_decoded: telemetry.counts()[Count.DECODED] == wanted)
+            time.sleep(0.05)
+            assert telemetry.counts()[Count.DECODED] == num_decoded
             next(reader.frames(idle_seconds=1.0))
-        wait_until(lambda: telemetry.counts()[Count.DECODED] == 6)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_frame_is_free_before_the_next_is_decoded(every):
+    """Neither a frame that was passed over nor one that was taken is held while the source works on
+    the next one.
+    """
+    kept = []
+
+    def script():
+        before = None
+        for index in range(9):
+            if before is not None:
+                end = time.monotonic() + 5.0  # the other thread may be on its way to let go
+                while before() is not None and time.monotonic() < end:
+                    time.sleep(0.001)
+                kept.append(before() is not None)
+            samples = np.zeros((16, 16, 3), np.uint8)
+            before = weakref.ref(samples)
+            frame = replace(make_frame(index), planes=Planes((samples,), full_range=True))
+            del samples
+            yield frame
+            del frame
+
+    sampler = SamplerSettings(mode="every", every=every)
+    with read_ahead(ScriptedSource(script()), Telemetry(), sampler=sampler) as reader:
+        for frame in reader.frames(idle_seconds=1.0):
+            del frame
+    assert kept == [False] * 8
 
 
 def test_an_error_comes_after_the_frames_before_it():
@@ -296,7 +312,9 @@ def test_opening_has_a_deadline(monkeypatch, short_exit):
 
 
 def test_silence_is_told():
-    """While a source waits for data, the loop gets None about every ``idle_seconds``."""
+    """While a source waits for data, the loop gets None about every ``idle_seconds``, and once
+    more behind the last frame.
+    """
     gate = threading.Event()
     source = ScriptedSource([make_frame(0), gate, make_frame(1)])
     got = []
@@ -307,8 +325,8 @@ def test_silence_is_told():
                 gate.set()
     assert got[0] is not None
     assert got[0].info.index == 0
-    assert got[-1] is not None
-    assert got[-1].info.index == 1
+    assert got[-2] is not None
+    assert got[-2].info.index == 1
 
 
 def test_leaving_does_not_wait_for_a_blocked_read(short_exit):

@@ -16,10 +16,12 @@ import av
 import numpy as np
 import pytest
 
-from dgiqa_stream.config import SourceSettings
+from dgiqa_stream.config import ReconnectSettings, SourceSettings
 from dgiqa_stream.errors import SourceUnavailable, SourceUnsupported
 from dgiqa_stream.preprocess import reduced_rgb
 from dgiqa_stream.sources import is_still, open_source
+from dgiqa_stream.sources._track_decoder import TrackDecoder
+from dgiqa_stream.supervisor import ReconnectingSource
 
 STILLS = ["png", "jpg", "bmp", "tiff", "webp", "gif"]
 
@@ -64,6 +66,58 @@ def test_a_late_start_is_kept(media):
     """A stream that begins at 7.2 s is told as beginning there."""
     _, frames = read(media["late_start"])
     assert times(frames) == pytest.approx([7.2 + i / 25 for i in range(24)], abs=1e-4)
+
+
+def test_no_frame_is_kept_while_the_next_is_decoded(media, monkeypatch):
+    """What was given out and dropped leaves nothing behind in a source, nor in the one around it
+    that opens it again, when the decoder gets its next packet.
+    """
+    kept = []
+
+    def decode(decoder, packet):
+        kept.append(sum(type(o) is av.VideoFrame and o.width > 0 for o in gc.get_objects()))
+        return plain_decode(decoder, packet)
+
+    plain_decode = TrackDecoder.decode
+    monkeypatch.setattr(TrackDecoder, "decode", decode)
+    settings = SourceSettings(decoder_threads=1)
+    source = open_source(str(media["plain"]), settings, stream="s")
+    again = ReconnectingSource(source, lambda _: source, ReconnectSettings(), stream="s")
+    frames = again.frames()
+    for _ in range(12):
+        next(frames)
+    again.close()
+    assert len(kept) >= 12
+    assert set(kept) == {0}
+
+
+CLOSED_EARLY = """
+import logging, sys, av
+from dgiqa_stream.config import SourceSettings
+from dgiqa_stream.sources import open_source
+av.logging.set_level(av.logging.DEBUG)
+logging.disable(logging.CRITICAL)
+for _ in range(100):
+    source = open_source(sys.argv[1], SourceSettings(), stream="s")
+    source.close()
+    del source
+"""
+
+
+def test_a_source_that_is_closed_early_does_not_stand_still(tmp_path):
+    """Closed while FFmpeg's threads decode ahead and log, which needs Python's lock: a hundred
+    times in a row the decoder is freed, and nobody waits for anybody for ever.
+    """
+    path, rng = tmp_path / "noise.mp4", np.random.default_rng(0)  # which takes time to decode
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for _ in range(12):
+            noise = rng.integers(0, 256, (180, 320, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, "rgb24")))
+        container.mux(stream.encode())
+    command = [sys.executable, "-c", CLOSED_EARLY, str(path)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
 def test_variable_rate_keeps_its_times(media):
@@ -243,6 +297,18 @@ def test_realtime_keeps_the_pace(media):
     assert info.is_live
     assert len(frames) == 10
     assert 0.3 < time.monotonic() - begin < 4.0  # ten times slower is no pace on any machine
+
+
+@pytest.mark.parametrize("kind", ["clip", "pattern"])
+def test_what_a_paced_frame_waits_is_no_lag(media, kind):
+    """A frame that is held back until it is due is received then, as from a live source: not when
+    it was decoded, which is a frame earlier.
+    """
+    url = media["plain"] if kind == "clip" else "pattern:clean?size=64x64&fps=10&seconds=0.5"
+    _, frames = read(url, realtime=True, duration_seconds=0.4)
+    received = [f.info.received_at_seconds for f in frames]
+    due = [received[0] + f.info.pts_seconds - frames[0].info.pts_seconds for f in frames]
+    assert all(at >= wanted - 0.01 for at, wanted in zip(received, due, strict=True))
 
 
 def test_close_ends_a_paced_source(media):

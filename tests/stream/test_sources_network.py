@@ -546,11 +546,11 @@ def test_other_packages_can_add_schemes(monkeypatch):
         def load(self):
             return lambda url, settings, *, stream: (url, stream)
 
-    def fake(*, group, name):
+    def fake(group, name):
         asked.append((group, name))
         return [Entry()]
 
-    monkeypatch.setattr("dgiqa_stream.sources.entry_points", fake)
+    monkeypatch.setattr("dgiqa_stream.sources.entry_points_for", fake)
     assert open_source("ndi://studio", SourceSettings(), stream="a") == ("ndi://studio", "a")
     assert asked == [("dgiqa_stream.sources", "ndi")]
     open_source("pattern:clean", SourceSettings(), stream="a").close()

@@ -79,6 +79,7 @@ def make_messages(peers: ModuleType) -> dict[str, Message]:
                     num_retried=1,
                 )
             ],
+            decoder="software (cuda:0 was lost while running)",
         ),
         "meta": peers.make_meta(factory, "rtsp://u:secret@cam.example/live"),
         "final": factory.final(
