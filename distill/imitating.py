@@ -3,7 +3,8 @@
 No label takes part: the teacher looks at the very views that the pupil looks at, rated pictures
 and degraded ones. What is compared are the channels after the bottlenecks that a head reads, each
 in its own standard deviations, place by place and in the mean over the picture. The pupil begins
-with what :func:`distill.slimming.slim_` leaves of its teacher.
+with what :func:`distill.slimming.slim_` leaves of its teacher; one as wide as that takes all over
+but the teacher's last convolution.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from distill.data.shards import sha256_of
 from distill.data.training_data import TrainingData
 from distill.head_fit import fit_head_
 from distill.models.student import Student, load_student, normalised_view
-from distill.models.trunks import NUM_SHARED, SlimTrunk, Trunk, load_imagenet_, make_trunk
+from distill.models.trunks import (
+    NUM_SHARED,
+    WIDTHS,
+    SlimTrunk,
+    Trunk,
+    load_imagenet_,
+    make_trunk,
+)
 from distill.optimising import Averaged, learning_rate_share, relative_rates, take_step
 from distill.recipe import Recipe
 from distill.run_folder import BEST, CHECKPOINT, LOG, RunFolder
@@ -115,7 +123,13 @@ def _refuse_other(folder: RunFolder, now: Mapping[str, Any]) -> None:
 def _slim_(
     trunk: SlimTrunk, teacher: Trunk, recipe: Recipe, data: TrainingData, where: Compute
 ) -> None:
-    """Take the teacher's channels over, chosen on batches that no step takes."""
+    """Take the teacher's channels over, chosen on batches that no step takes; or all of them."""
+    if trunk.widths == WIDTHS:
+        trunk.load_state_dict(
+            {k: v for k, v in teacher.state_dict().items() if k in trunk.state_dict()}
+        )
+        say("as wide as its teacher: its bottlenecks are taken over")
+        return
     first = recipe.imitate.num_steps + 2 * _NUM_MEASURED
     views: dict[str, list[Tensor]] = {}
     for batch in where.batches(BatchMaker(data, recipe), first, first + _NUM_SLIMMED_ON):
@@ -213,7 +227,7 @@ class _Imitation:
     def run(self, last: int | None) -> float:
         """Every step that is left; what the averaged pupil leaves unexplained."""
         self.folder.forget_after(self.first)
-        num_steps = max(self.first, last or self.config.num_steps)
+        num_steps = max(self.first, self.config.num_steps if last is None else last)
         self.pupil.train()
         batches = self.compute.batches(self.make, self.first, num_steps)
         for step, batch in enumerate(batches, self.first):

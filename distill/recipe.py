@@ -83,7 +83,8 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ImitationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a slim trunk is taught."""
 
-    num_steps: Count = 1500
+    num_steps: Annotated[int, msgspec.Meta(ge=0)] = 1500
+    """0 for a trunk as wide as its teacher, which it takes over, or for what slimming leaves."""
     rate: Rate = 2e-3
     warmup_steps: int = 100
     weight_decay: Weight = 0.01

@@ -156,16 +156,14 @@ def imitate(
 
 
 def _opened(packs: Path | None, shards: Path | None, labels: Path | None) -> TrainingData:
-    from distill.data.training_data import open_both, open_packs, open_shards
+    from distill.data.training_data import open_packs, open_shards
 
     if (packs is None and shards is None) or (labels is not None and (shards is None or packs)):
         raise ConfigError(
             "training learns from --packs, from --shards with or without --labels, or from packs "
             "and shards"
         )
-    if packs and shards:
-        return open_both(packs, shards)
-    return open_packs(packs) if packs else open_shards(shards or Path(), labels)
+    return open_packs(packs, shards) if packs else open_shards(shards or Path(), labels)
 
 
 def begin_training(

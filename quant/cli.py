@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,10 +18,8 @@ from quant.proof.commands.check import check
 from quant.proof.commands.compress import compress
 from quant.proof.commands.report import report
 from quant.proof.commands.search import search
+from quant.refit_command import refit
 from quant.sure_command import sure
-
-if TYPE_CHECKING:
-    from distill.data.training_data import TrainingData
 
 app = typer.Typer(
     name="dgiqa-quant",
@@ -117,6 +115,7 @@ def qat(
     """Fine-tune a student with INT8's rounding in place; its weights stay float."""
     import torch
 
+    from distill.data.training_data import open_packs
     from distill.models.student import load_student, quantised_points
     from distill.recipe import load_recipe
     from distill.trainer import train
@@ -126,7 +125,7 @@ def qat(
 
     keep_freed_memory()
     settings, fine_tuning = load_int8_config(config), load_recipe(recipe)
-    data, kept = _opened(packs, shards), run / "ranges.json"
+    data, kept = open_packs(packs, shards), run / "ranges.json"
     if not kept.is_file():
         student = load_student(weights)
         half = settings.qat.num_pictures // 2
@@ -172,6 +171,7 @@ def int8(
     import onnxruntime
 
     from dgiqa_stream.manifest import load_model
+    from distill.data.training_data import open_packs
     from quant.calibration import TrainingPlanes, calibration_set, training_batches
     from quant.calibration_methods import refuse_useless
     from quant.export_onnx import write_successor
@@ -192,7 +192,7 @@ def int8(
     graph = read_graph(source)
     manifest = source.manifest
     views = manifest.preprocess.views
-    data = _opened(packs, shards)
+    data = open_packs(packs, shards)
     rated, degraded = TrainingPlanes(data.rated), TrainingPlanes(data.ladders)
     calibration = calibration_set(settings.calibration, views, rated=rated, degraded=degraded)
     refuse_useless(calibration)
@@ -234,59 +234,8 @@ def int8(
     say(f"{output.name}: {made.size_bytes} bytes of {manifest.size_bytes} in {manifest.precision}")
 
 
-@app.command()
-def refit(
-    model: Annotated[Path, typer.Argument(help="The float .onnx.")],
-    quantised: Annotated[Path, typer.Argument(help="The INT8 .onnx made from it.")],
-    *,
-    config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/int8.toml.")],
-    packs: Packs,
-    shards: Shards = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Keep the features in this .npz, for another try.")
-    ] = None,
-) -> None:
-    """Distil one head for both precisions from kernel ridge regression; rewrites both files."""
-    import msgspec
-
-    from dgiqa_stream.manifest import load_model
-    from quant.export_onnx import write_successor
-    from quant.head import features_of, head_size, load_features, refit_, save_features
-    from quant.looks import looks_at
-    from quant.proof.figures import read_graph
-    from quant.ptq import load_int8_config
-
-    settings = load_int8_config(config).head
-    sources = [load_model(model), load_model(quantised)]
-    graphs = [read_graph(source) for source in sources]
-    if cache is not None and cache.is_file():
-        features = load_features(cache)
-    else:
-        views = sources[0].manifest.preprocess.views
-        data = _opened(packs, shards)
-        looks = looks_at(data, views, settings)
-        features = features_of(graphs[0], graphs[1], looks.batches(), looks.labels)
-        if cache is not None:
-            save_features(features, cache)
-    size_before = head_size(graphs[0])
-    grown = refit_(graphs[0], graphs[1], features, settings) - size_before
-    step = {"step": "refit", "settings": msgspec.to_builtins(settings)}
-    for graph, source in zip(graphs, sources, strict=True):
-        was = msgspec.structs.replace(
-            source.manifest, num_parameters=source.manifest.num_parameters + grown
-        )
-        write_successor(graph, source.path, was, step=step, made_by=command_line())
-    num_looks = len(features.labels.mos)
-    say(f"{model.name} and {quantised.name}: one head, distilled on {num_looks} looks")
-
-
-def _opened(packs: Path, shards: Path | None) -> TrainingData:
-    from distill.data.training_data import open_both, open_packs
-
-    return open_packs(packs) if shards is None else open_both(packs, shards)
-
-
 app.command()(factorize)
+app.command()(refit)
 app.command()(sure)
 app.command()(half)
 app.command()(program)

@@ -27,6 +27,7 @@ from dgiqa_stream.manifest import (
 )
 from dgiqa_stream.preprocess import ViewSpec
 from quant.narrow import narrow_
+from quant.shared_constants import share_constants_
 
 OPSET = 20
 OUTPUT = "quality"
@@ -107,12 +108,14 @@ def write_model(
 ) -> ModelManifest:
     """Write ``path`` and its manifest; both appear whole or not at all.
 
-    Of an INT8 model for ONNX Runtime the head's weights are narrowed in ``graph``, too; see
-    :mod:`quant.narrow`. TensorRT takes integers from Q/DQ nodes alone.
+    Of an INT8 model for ONNX Runtime the head's weights are narrowed in ``graph``, too, and equal
+    constants kept once; see :mod:`quant.narrow` and :mod:`quant.shared_constants`. TensorRT takes
+    integers from Q/DQ nodes alone.
     """
     _forget_origins(graph)
     if precision == "int8" and target == "onnxruntime":
         narrow_(graph)
+        share_constants_(graph)
     manifest = ModelManifest(
         schema=SCHEMA,
         id=name,

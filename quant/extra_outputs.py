@@ -23,6 +23,7 @@ from quant.correction import (
     regression_lines,
     replace_constant,
 )
+from quant.narrow import on_row_grid
 
 QUALITY, SPREAD, UNFAMILIAR = "quality", "spread", "unfamiliar"
 _PREFIX = "sure"
@@ -52,6 +53,10 @@ class Reader:
         """The same number of features that ``slope * x + offset``, (F,) each, first corrects."""
         bias = self.hidden_bias + self.hidden_weight @ offset
         return Reader(self.hidden_weight * slope, bias, self.weight, self.bias)
+
+    def on_row_grid(self) -> Reader:
+        """Nearly the same number, of weights that a file can hold as INT8; see `quant.narrow`."""
+        return Reader(on_row_grid(self.hidden_weight), self.hidden_bias, self.weight, self.bias)
 
 
 def features_name(graph: onnx.ModelProto) -> str:

@@ -5,8 +5,9 @@ than kernel ridge regression on the very same features (`distill/EXPERIMENTS.md`
 every training picture at inference. So it teaches: the regression is fitted to the ratings, then a
 head of two layers learns its predictions on many looks at rated pictures. Of degraded pictures,
 which nobody rated, the regression knows little; there the head keeps the falls of the head that
-was trained with the trunk. It learns from the float and from the INT8 trunk's features at once, so
-that both precisions share one head, which looks away from what rounding disturbs.
+was trained with the trunk, or those of another student. It learns from the float and from the INT8
+trunk's features at once, so that both precisions share one head, which looks away from what
+rounding disturbs.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pseudo_mos_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     """How much pseudo-MOS says of a fall (in logits), where it is known; the head before this one
     says the rest."""
+    pseudo_mos_from_px: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Longer side from which on a picture falls as its pseudo-MOS says; of smaller ones the head
+    before this one says it."""
     order_only: list[str] = []
     """Degradations whose falls the head before this one says, not pseudo-MOS."""
     ladder_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -86,7 +90,7 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ladder_margin: Annotated[float, msgspec.Meta(ge=0)] = 0.08
     """Logits by which one level more should lie lower."""
     seed: int = 1
-    version: int = 6
+    version: int = 7
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,7 +248,8 @@ def _head_loss(z: Tensor, wanted: Tensor, worse_by: Tensor, config: HeadConfig) 
     return loss + config.fall_weight * errors[config.batch :].mean() + config.ladder_weight * hinge
 
 
-def _logits(quality: NDArray[np.float64]) -> NDArray[np.float64]:
+def logits_of(quality: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the sigmoid was given; qualities at the ends count as 0.02 and 0.98."""
     bounded = np.clip(quality, _SMALLEST_QUALITY, 1 - _SMALLEST_QUALITY)
     return np.log(bounded / (1 - bounded))
 
@@ -269,7 +274,7 @@ def _anchored(
         left = labels.pseudo_mos[others].astype(np.float64)
         if not np.isnan(left).any():
             quality = 1 / (1 + np.exp(-taught[mildest]))
-            measured = _logits(quality * left) - taught[mildest]
+            measured = logits_of(quality * left) - taught[mildest]
             fall = pseudo_mos_share * measured + (1 - pseudo_mos_share) * fall
         wanted[others] = taught[mildest] + fall
     return wanted
@@ -313,12 +318,18 @@ def features_of(
 
 
 def refit_(
-    reference: onnx.ModelProto, quantised: onnx.ModelProto, features: Features, config: HeadConfig
+    reference: onnx.ModelProto,
+    quantised: onnx.ModelProto,
+    features: Features,
+    config: HeadConfig,
+    *,
+    former: NDArray[np.float64] | None = None,
 ) -> int:
     """Give a float graph and its INT8 graph one distilled head, in place; returns its parameters.
 
     Each INT8 feature first goes through its regression line on the float one, which is folded into
-    the INT8 graph's head.
+    the INT8 graph's head. ``former`` has the logits (N,) of who says how far pictures of ladders
+    fall, read there alone; the float graph's own head unless given.
     """
     a, labels = features.of_float, features.labels
     slope, offset = regression_lines(features.of_int8.astype(np.float64), a.astype(np.float64))
@@ -327,8 +338,9 @@ def refit_(
     teacher = KernelRidge(
         a[as_served], labels.mos[as_served], width=config.kernel_width, ridge=config.ridge
     )
-    former = _head_of(reference)(a)
-    wanted = _anchored(_logits(teacher(a)), former, labels, config.pseudo_mos_share)
+    if former is None:
+        former = _head_of(reference)(a)
+    wanted = _anchored(logits_of(teacher(a)), former, labels, config.pseudo_mos_share)
     head = distil_heads(a, b, wanted, labels, config)
     _put(reference, head)
     weight = on_row_grid(head.hidden_weight * slope)  # so that the file can hold it as INT8

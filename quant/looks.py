@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
 
+from dgiqa_stream.errors import ConfigError
+from dgiqa_stream.manifest import LoadedModel
 from dgiqa_stream.preprocess import ViewSpec
 from distill.data.degradations import degradation
 from distill.data.leave_out import kinds_of, without_kinds
@@ -28,7 +33,17 @@ from distill.data.training_data import TrainingData
 from distill.data.twins import without_twins
 from distill.say import say
 from quant.calibration import Views
-from quant.head import HeadConfig, Labels
+from quant.correction import outputs_of
+from quant.head import (
+    Features,
+    HeadConfig,
+    Labels,
+    features_of,
+    load_features,
+    logits_of,
+    save_features,
+)
+from quant.proof.figures import read_graph
 
 _BATCH = 8
 
@@ -44,6 +59,12 @@ class Looks:
     def contents(self) -> list[str]:
         """The scene that each shows."""
         return [record.content for _, record, _ in self.drawn]
+
+    def of_ladders(self, views: Sequence[ViewSpec]) -> Looks:
+        """Those at pictures of ladders, in other views."""
+        at = np.flatnonzero(self.labels.ladder >= 0)
+        labels = Labels(*(getattr(self.labels, field.name)[at] for field in fields(Labels)))
+        return Looks([self.drawn[i] for i in at.tolist()], labels, views)
 
     def batches(self) -> Iterator[Views]:
         """Views of all, read ahead of who asks for them."""
@@ -81,7 +102,7 @@ def looks_at(data: TrainingData, views: Sequence[ViewSpec], settings: HeadConfig
     mos = [np.nan if r.mos is None else r.mos for _, r, _ in looks]
     unsure = {degradation(name).name for name in settings.order_only}
     pseudo = [
-        np.nan if ladder[i] < 0 or kinds_of(r) & unsure else _pseudo_mos(r)
+        np.nan if ladder[i] < 0 or kinds_of(r) & unsure else _pseudo_mos(r, settings)
         for i, (_, r, _) in enumerate(looks)
     ]
     labels = Labels(
@@ -93,6 +114,51 @@ def looks_at(data: TrainingData, views: Sequence[ViewSpec], settings: HeadConfig
     return Looks(looks, labels, views)
 
 
-def _pseudo_mos(record: AnyRecord) -> float:
+def _pseudo_mos(record: AnyRecord, settings: HeadConfig) -> float:
+    """NaN where a picture has none, or is too small for it to be taken."""
     value = getattr(record, "pseudo_mos", None)
-    return math.nan if value is None else float(value)
+    is_large = max(record.height, record.width) >= settings.pseudo_mos_from_px
+    return float(value) if is_large and value is not None else math.nan
+
+
+def features_at(
+    looks: Looks, reference: onnx.ModelProto, quantised: onnx.ModelProto, *, cache: Path | None
+) -> Features:
+    """What the heads of a float graph and of its INT8 graph read of each look.
+
+    ``cache``: a ``.npz`` to keep them in, or to take them from; :class:`ConfigError` where it has
+    those of other looks.
+    """
+    if cache is not None and cache.is_file():
+        features = load_features(cache)
+        _check_labels(features.labels, looks.labels, cache)
+        return features
+    features = features_of(reference, quantised, looks.batches(), looks.labels)
+    if cache is not None:
+        save_features(features, cache)
+    return features
+
+
+def _check_labels(found: Labels, wanted: Labels, cache: Path) -> None:
+    """Refuse features of other looks."""
+    for field in fields(Labels):
+        a, b = getattr(found, field.name), getattr(wanted, field.name)
+        if a.shape != b.shape or not np.array_equal(a, b, equal_nan=True):
+            raise ConfigError(
+                f"{cache.name} has features of {len(found.mos)} looks that are not the "
+                f"{len(wanted.mos)} of these packs, shards and [head] settings: give those that "
+                "`refit` had, or another --cache"
+            )
+
+
+def logits_on_ladders(student: LoadedModel, looks: Looks) -> NDArray[np.float64]:
+    """Logits (N,) that a student's .onnx gives the pictures of ladders, in its own views; NaN else.
+
+    Raises :class:`ModelError` where the file holds no graph.
+    """
+    degraded = looks.of_ladders(student.manifest.preprocess.views)
+    logits = np.full(len(looks.drawn), np.nan)
+    if degraded.drawn:
+        said = outputs_of(read_graph(student), student.manifest.output.name, degraded.batches())
+        logits[looks.labels.ladder >= 0] = logits_of(said[:, 0])
+    return logits

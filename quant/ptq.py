@@ -31,11 +31,13 @@ from dgiqa_stream.errors import ConfigError
 from quant.calibration import CalibrationConfig, Views
 from quant.calibration_methods import METHODS, Method, Spans, activation_spans
 from quant.correction import outputs_of
+from quant.even_channels import with_even_channels
 from quant.extra_outputs import correct_heads_
 from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
 from quant.sure import SureConfig
 from quant.tensorrt.tuning import TuneConfig
+from quant.wide_stem import widen_stem_
 
 _NOT_BYTES = "the graph must begin by Cast, Sub, Div of uint8 pictures"
 
@@ -56,7 +58,12 @@ class Int8StaticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """7-bit weights: only for x86 without VNNI, where 16-bit sums could saturate."""
     correct_head: bool = True
     """Regress float features on quantised ones and fold the lines into the float head."""
-    version: int = 2
+    even_channels: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """How far above its highest value in calibration, as a factor, each channel that a depthwise
+    convolution reads may reach: each has the steps of its tensor to itself. 0 leaves them."""
+    stem_columns: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    """Columns that a view's first convolution computes at once: the same bits, sooner."""
+    version: int = 3
 
 
 class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,11 +121,11 @@ def quantize_onnx(
         measured = measured_spans(graph, config, calibration, [config.calibration])[
             config.calibration
         ]
-    overrides = {name: [_exact_range(*span)] for name, span in (measured or {}).items()}
-    if ranges is not None:
-        spans = trained_spans(graph, ranges)
-        overrides |= {name: [_exact_range(*span)] for name, span in spans.items()}
-    overrides |= exact
+    known = dict(measured or {}) | (trained_spans(graph, ranges) if ranges is not None else {})
+    reference = graph
+    if config.even_channels:
+        graph, known = with_even_channels(graph, known, calibration, margin=config.even_channels)
+    overrides = {name: [_exact_range(*span)] for name, span in known.items()} | exact
     with tempfile.TemporaryDirectory() as folder:
         source, ready, target = (Path(folder) / n for n in ("f.onnx", "p.onnx", "q.onnx"))
         onnx.save(graph, source)
@@ -139,8 +146,10 @@ def quantize_onnx(
         )
         quantised = onnx.load(target)
     result = _take_bytes(quantised, normalised)
+    if config.stem_columns > 1:
+        widen_stem_(result, config.stem_columns)
     if config.correct_head:
-        correct_heads_(result, graph, calibration)
+        correct_heads_(result, reference, calibration)
     return result
 
 
@@ -191,6 +200,10 @@ def choose_calibration(
     return tried[min(METHODS, key=lambda method: errors[method])], errors
 
 
+_CUT_OFF = "trunk.last"
+"""The layer that a slim student lacks whose trunk was trained as a whole one."""
+
+
 def trained_spans(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[float, float]]:
     """Lowest and highest value in training of each tensor that has trained ranges.
 
@@ -216,10 +229,10 @@ def trained_spans(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[flo
             raise ValueError(f"ranges hold none of {module!r}: they come from another model")
         used.add(module)
         spans[node.output[0]] = known[module]
-        for reader in readers[node.output[0]]:
+        for reader in readers.get(node.output[0], []):
             if reader.op_type == "Relu":
                 spans[reader.output[0]] = known[module]
-    unused = {*ranges.conv, *ranges.add} - used
+    unused = {*ranges.conv, *ranges.add} - used - {_CUT_OFF}
     if unused:
         raise ValueError(f"the graph lacks {sorted(unused)[0]!r} of the ranges: another model's")
     return spans

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quant.correction import constant_of, head_nodes, regression_lines
-from quant.extra_outputs import Reader, add_outputs_, remove_outputs_
+from quant.extra_outputs import SPREAD, UNFAMILIAR, Reader, add_outputs_, remove_outputs_
 from quant.head import Count, Features, Floats, HeadConfig, Positive
 from quant.kernel_ridge import KernelRidge
 
@@ -61,7 +61,7 @@ class SureConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strange_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.1
     """Weight of drawn pictures in the spread, which is a guess's there, beside 1 for rated ones."""
     seed: int = 1
-    version: int = 1
+    version: int = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,9 +94,11 @@ def fit_(
         head_nodes(graph)
     errors = look_errors(reference, known.looks, head)
     spread, unfamiliar, lines = _learn(known, errors, config)
-    add_outputs_(
-        quantised, spread=spread.after_lines(*lines), unfamiliar=unfamiliar.after_lines(*lines)
-    )
+    of_int8 = {
+        name: reader.after_lines(*lines).on_row_grid()
+        for name, reader in ((SPREAD, spread), (UNFAMILIAR, unfamiliar))
+    }
+    add_outputs_(quantised, spread=of_int8[SPREAD], unfamiliar=of_int8[UNFAMILIAR])
     return add_outputs_(reference, spread=spread, unfamiliar=unfamiliar)
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from dgiqa_stream.preprocess import ViewSpec
     from distill.data.training_data import TrainingData
     from quant.calibration import Views
-    from quant.head import Labels
     from quant.ptq import Int8Recipe
     from quant.sure import Known, SureConfig
 
@@ -35,7 +34,8 @@ def sure(
     config: Annotated[Path, typer.Option(help="Settings, such as configs/quant/sure.toml.")],
     packs: Annotated[Path, typer.Option(help="What `dgiqa-distill data` wrote.")],
     shards: Annotated[
-        Path | None, typer.Option(help="What `dgiqa-distill shards` wrote, as `refit` had them.")
+        list[Path] | None,
+        typer.Option(help="What `dgiqa-distill shards` wrote, as `refit` had them; repeatable."),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Features that `refit --cache` kept, or to keep here.")
@@ -48,6 +48,7 @@ def sure(
     import msgspec
 
     from dgiqa_stream.manifest import load_model
+    from distill.data.training_data import open_packs
     from quant.export_onnx import write_successor
     from quant.extra_outputs import features_name, remove_outputs_
     from quant.proof.figures import read_graph
@@ -64,7 +65,7 @@ def sure(
     removed = [remove_outputs_(graph) for graph in graphs]
     for graph in graphs:
         features_name(graph)  # a model without the head is refused before the work begins
-    data = _opened(packs, shards)
+    data = open_packs(packs, shards)
     rated = validation_part(data.rated, recipe.sure)
     known = _known(graphs, data, sources[0].manifest.preprocess.views, recipe, cache)
     added = fit_(graphs[0], graphs[1], known, recipe.head, recipe.sure)
@@ -100,12 +101,6 @@ def _check_kinds(config: SureConfig) -> None:
         )
 
 
-def _opened(packs: Path, shards: Path | None) -> TrainingData:
-    from distill.data.training_data import open_both, open_packs
-
-    return open_packs(packs) if shards is None else open_both(packs, shards)
-
-
 def _known(
     graphs: Sequence[onnx.ModelProto],
     data: TrainingData,
@@ -116,36 +111,16 @@ def _known(
     """Features of the looks that ``refit`` takes, and of drawn pictures."""
     import numpy as np
 
-    from quant.head import features_of, load_features, save_features
-    from quant.looks import looks_at
+    from quant.head import features_of
+    from quant.looks import features_at, looks_at
     from quant.sure import Known
 
     wanted = looks_at(data, views, recipe.head)
-    if cache is not None and cache.is_file():
-        looks = load_features(cache)
-        _check_labels(looks.labels, wanted.labels, cache)
-    else:
-        looks = features_of(graphs[0], graphs[1], wanted.batches(), wanted.labels)
-        if cache is not None:
-            save_features(looks, cache)
+    looks = features_at(wanted, graphs[0], graphs[1], cache=cache)
     say(f"drawing {recipe.sure.num_strange} pictures")
     drawn = features_of(graphs[0], graphs[1], _strange_views(views, recipe.sure), wanted.labels)
     is_familiar = np.array([not _is_screen(content) for content in wanted.contents()])
     return Known(looks, is_familiar, drawn.of_float, drawn.of_int8)
-
-
-def _check_labels(found: Labels, wanted: Labels, cache: Path) -> None:
-    """Refuse features of other looks."""
-    import numpy as np
-
-    for name in ("mos", "ladder", "level", "pseudo_mos"):
-        a, b = getattr(found, name), getattr(wanted, name)
-        if a.shape != b.shape or not np.array_equal(a, b, equal_nan=True):
-            raise ConfigError(
-                f"{cache.name} has features of {len(found.mos)} looks that are not the "
-                f"{len(wanted.mos)} of these packs, shards and [head] settings: give those that "
-                "`refit` had, or another --cache"
-            )
 
 
 def _is_screen(content: str) -> bool:

@@ -32,7 +32,7 @@ def factorize(
     import copy
 
     from dgiqa_stream.errors import ConfigError
-    from distill.data.training_data import open_both, open_packs
+    from distill.data.training_data import open_packs
     from distill.models.student import Student, load_student
     from distill.recipe import load_recipe
     from quant.low_rank.checkpoint import SCHEMA, FactoredAbout, save_factored
@@ -46,7 +46,7 @@ def factorize(
         raise ConfigError(f"--output {output.name} must end in .safetensors")
     student: Student = load_student(weights).eval()
     whole = copy.deepcopy(student)
-    data = open_packs(packs) if shards is None else open_both(packs, shards)
+    data = open_packs(packs, shards)
     pairs = calibration_pairs(data.rated, views, settings.calibration)
     report = factorize_(student, settings.low_rank, pairs)
     for layer in report.layers:

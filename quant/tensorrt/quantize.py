@@ -53,7 +53,8 @@ def quantize_for_tensorrt(
 ) -> onnx.ModelProto:
     """The graph with Q/DQ for TensorRT, calibrated on batches of views (uint8, one picture each).
 
-    Of ``config``, ``operators`` and ``reduce_range`` are the CPU's affair and not read here.
+    Of ``config``, ``operators``, ``reduce_range``, ``even_channels`` and ``stem_columns`` are the
+    CPU's affair and not read here.
     ``ranges`` are those a model was trained to round to, made symmetric; ``measured`` are spans
     that were found before, ``reference`` the float graph whose scores the head is corrected to,
     where it is another one. The result passes :func:`~quant.tensorrt.rules.check_tensorrt`; raises

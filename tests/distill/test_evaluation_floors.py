@@ -81,7 +81,7 @@ def test_a_flag_that_a_model_lacks_is_not_measured():
 
 def test_floors_are_of_figures_that_there_are():
     """Every floor's path leads to a figure of the released result, which leaves no section out."""
-    result = read_result(RESULTS / "robustness-0.4.1.json")
+    result = read_result(RESULTS / "robustness-0.5.0.json")
     assert [floor.path for floor in FLOORS if figure(result, floor.path) is None] == []
     assert result["left_out"] == {}
 

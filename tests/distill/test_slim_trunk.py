@@ -186,6 +186,27 @@ def test_a_trained_student_can_be_the_teacher(slim_recipe, packs, backbone, tmp_
     assert of_student != pytest.approx(of_imagenet)
 
 
+def test_a_trunk_that_leaves_nothing_out_takes_its_teacher_over(
+    slim_recipe, packs, backbone, tmp_path
+):
+    """As wide as its teacher and with no step to take it has the teacher's very weights but for the
+    last convolution, nothing left unexplained, and a head of its own.
+    """
+    torch.manual_seed(4)
+    teacher = Student()
+    torch.save(teacher.state_dict(), tmp_path / "best.pt")
+    recipe = msgspec.structs.replace(
+        slim_recipe, model=ModelConfig(trunk="slim"), imitate=ImitationConfig(num_steps=0)
+    )
+    left = imitate(recipe, open_packs(packs), tmp_path / "run", teacher=tmp_path / "best.pt")
+    taken = load_student(tmp_path / "run" / "best.pt")
+    assert isinstance(taken.trunk, SlimTrunk)
+    for name, weight in taken.trunk.state_dict().items():
+        assert torch.equal(weight, teacher.trunk.state_dict()[name])
+    assert left < 1e-9
+    assert taken.quality.weight.abs().max() > 0
+
+
 def test_what_cannot_begin_is_told(recipe, packs, backbone, tmp_path):
     """ImageNet's weights do not fit a slim trunk, and the message names the command that makes
     some; a recipe with MobileNetV2's own trunk imitates nothing.

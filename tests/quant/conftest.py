@@ -55,6 +55,24 @@ def batches(specs) -> list[Views]:
     return [dict(make_batch([p], specs).views) for p in pictures]
 
 
+@pytest.fixture(scope="session")
+def tiny():
+    """The float model of ``tiny_onnx``; not to be changed."""
+    pytest.importorskip("onnx")
+    from tiny_onnx import tiny_graph
+
+    return tiny_graph()
+
+
+@pytest.fixture(scope="session")
+def tiny_batches() -> list[Views]:
+    """40 pictures for it, as batches of one."""
+    pytest.importorskip("onnx")
+    from tiny_onnx import pictures
+
+    return pictures(40)
+
+
 def join(parts: list[Views]) -> Views:
     """Batches of one to one batch."""
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from distill.models.student import quantised_points  # noqa: E402
-from quant.ptq import Int8StaticConfig, quantize_onnx  # noqa: E402
+from quant.ptq import Int8StaticConfig, quantize_onnx, trained_spans  # noqa: E402
 from quant.qat import (  # noqa: E402
     FakeQuantConv2d,
     QatConfig,
@@ -166,6 +166,18 @@ def test_the_int8_graph_rounds_as_it_was_trained_to(rounding, graph, ranges, bat
         rounding.logits(*(torch.from_numpy(batches[0][n]) for n in ("whole", "fragments")))
     for mine, theirs in zip(outputs_of(quantised, names, batches[0]), seen.values(), strict=True):
         assert np.abs(mine - theirs).mean() < 0.005 * theirs.std()
+
+
+def test_a_trunk_without_its_last_convolution_takes_the_whole_ones_ranges(graph, ranges):
+    """Every tensor that is left gets the span that it has in the whole graph."""
+    whole = trained_spans(graph, ranges)
+    cut = onnx.ModelProto()
+    cut.CopyFrom(graph)
+    last = next(n for n in cut.graph.node if "trunk.last.weight" in n.input)
+    gone = {last.output[0], *(n.output[0] for n in cut.graph.node if last.output[0] in n.input)}
+    cut.graph.node.remove(last)
+    assert trained_spans(cut, ranges) == {k: v for k, v in whole.items() if k not in gone}
+    assert len(gone) == 2  # the convolution and its ReLU
 
 
 def test_ranges_of_another_model_are_refused(graph, ranges, batches):

@@ -192,11 +192,13 @@ def test_unfamiliar_tells_new_strange_pictures(fitted):
 
 
 def test_both_precisions_say_the_same(fitted):
-    """Where INT8 features are a line of the float ones, its graph says the same to 1e-3."""
+    """Where INT8 features are a line of the float ones, its graph says the same to a hundredth:
+    its weights are rounded to 127 steps of their row's largest.
+    """
     x = fresh()
     float_says, int8_says = run(fitted[0], x), run(fitted[1], x * 0.9 + 0.05)
     for name in ("spread", "unfamiliar"):
-        np.testing.assert_allclose(int8_says[name], float_says[name], atol=1e-3)
+        np.testing.assert_allclose(int8_says[name], float_says[name], atol=1e-2)
 
 
 def test_a_second_fit_replaces_the_first(fitted, known):

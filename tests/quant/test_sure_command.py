@@ -17,11 +17,13 @@ from dgiqa_stream.errors import ConfigError  # noqa: E402
 from dgiqa_stream.manifest import load_model  # noqa: E402
 from dgiqa_stream.scorer import load_scorer, planes_of_rgb  # noqa: E402
 from distill.data.packed import Record, as_planes_420, write_pack  # noqa: E402
+from distill.data.shards import Manifest, ShardRecord, ShardWriter, write_json  # noqa: E402
 from distill.data.training_data import open_packs  # noqa: E402
 from quant.cli import main  # noqa: E402
 from quant.export_onnx import write_model  # noqa: E402
 from quant.head import HeadConfig  # noqa: E402
-from quant.looks import looks_at  # noqa: E402
+from quant.looks import logits_on_ladders, looks_at  # noqa: E402
+from quant.refit_command import refit  # noqa: E402
 from quant.sure_command import sure  # noqa: E402
 
 SIDE = 64
@@ -227,6 +229,62 @@ def test_ladders_that_are_left_out_are_not_looked_at(packs, specs):
     assert (without.labels.level == 0).all()
     with pytest.raises(ConfigError, match="leave_out names hase"):
         looks_at(data, specs, HeadConfig(leave_out=["hase"]))
+
+
+def test_only_large_pictures_fall_by_their_pseudo_mos(packs, specs, tmp_path):
+    """``pseudo_mos_from_px``: below that longer side no pseudo-MOS is taken, from it on each is."""
+    writer, sides = ShardWriter(tmp_path, "shard-00000"), (64, 128)
+    for side in sides:
+        for level in range(3):
+            record = ShardRecord(
+                f"c{side}/{level}",
+                f"c{side}",
+                "train",
+                "pristine",
+                pseudo_mos=1 - level / 4,
+                degradation="h264" if level else "clean",
+                level=level,
+            )
+            writer.add(record, np.full((64, side, 3), 10 * level, np.uint8))
+    writer.flush()
+    about = {"made_by": "test", "settings": {}, "sources": [], "versions": {}}
+    made = Manifest(num_pictures={"train": 6}, shards=writer.written, left_out=[], **about)
+    write_json(tmp_path / "manifest.json", made)
+    data = open_packs(packs, tmp_path)
+    for from_px, known in ((0, 6), (65, 3), (128, 3), (129, 0)):
+        settings = HeadConfig(num_looks=1, pseudo_mos_from_px=from_px)
+        looks = looks_at(data, specs, settings)
+        seen = looks.labels.pseudo_mos[looks.labels.ladder >= 0]
+        assert np.isfinite(seen).sum() == known
+
+
+def test_falls_are_those_of_another_student(files, write, packs, specs, tmp_path):
+    """A head refitted with the falls of another student falls as far as that one, to a tenth of the
+    largest fall, from which it was half of that away, and the file's history names it.
+    """
+    *models, config = files
+    other = write("other.onnx", "fp32", gain=6.0)
+    config.write_text(
+        "[head]\nnum_looks = 1\nnum_ladders = 3\nladder_weight = 0.0\nfall_weight = 8.0\n"
+        "num_heads = 1\nnum_steps = 600\nbatch = 8\nladders_at_once = 3\ndropout = 0.0\n"
+    )
+    looks = looks_at(open_packs(packs), specs, HeadConfig(num_looks=1, num_ladders=3))
+    on_ladder = looks.labels.ladder >= 0
+
+    def falls(path):
+        said = logits_on_ladders(load_model(path), looks)
+        assert np.isnan(said[~on_ladder]).all()
+        by_ladder = said[on_ladder].reshape(3, 4)  # clean first, then three levels
+        return by_ladder[:, :1] - by_ladder[:, 1:]
+
+    wanted, before = falls(other), falls(models[0])
+    largest = np.abs(wanted).max()
+    assert np.abs(wanted - before).max() > 0.5 * largest
+    refit(*models, config=config, packs=packs, falls_of=str(other))
+    for path in models:
+        assert np.abs(falls(path) - wanted).max() < 0.1 * largest
+        step = load_model(path).manifest.history[-1]
+        assert step["falls_of"] == load_model(other).manifest.sha256
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
 
 from onnx import numpy_helper  # noqa: E402
-from tiny_onnx import MEAN, STD, joined, pictures, tiny_graph  # noqa: E402
+from tiny_onnx import MEAN, STD, joined, tiny_graph  # noqa: E402
 
 from dgiqa_stream.correlation import srcc  # noqa: E402
 from dgiqa_stream.errors import ModelError  # noqa: E402
@@ -30,21 +30,9 @@ PLAIN = Int8StaticConfig(correct_head=False)
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """The tiny float model; not to be changed."""
-    return tiny_graph()
-
-
-@pytest.fixture(scope="module")
-def batches():
-    """40 pictures for the tiny model."""
-    return pictures(40)
-
-
-@pytest.fixture(scope="module")
-def quantised(tiny, batches):
+def quantised(tiny, tiny_batches):
     """The tiny model's INT8, calibrated on the first pictures."""
-    return quantize_for_tensorrt(tiny, Int8StaticConfig(), batches[:NUM_CALIBRATION])
+    return quantize_for_tensorrt(tiny, Int8StaticConfig(), tiny_batches[:NUM_CALIBRATION])
 
 
 def input_scale(model, conv: str) -> float:
@@ -82,22 +70,22 @@ def test_no_byte_is_clipped(quantised):
     assert input_scale(quantised, "stem") == pytest.approx((255 - MEAN) / STD / 127, rel=1e-6)
 
 
-def test_scales_are_the_largest_value_over_127(tiny, batches):
+def test_scales_are_the_largest_value_over_127(tiny, tiny_batches):
     """Measured by min-max, a tensor's scale is its largest magnitude on the calibration pictures
     over 127: ONNX Runtime's own run of the float graph says so.
     """
     from quant.correction import outputs_of
 
-    made = quantize_for_tensorrt(tiny, PLAIN, batches[:NUM_CALIBRATION])
-    largest = np.abs(outputs_of(tiny, "er", batches[:NUM_CALIBRATION])).max()
+    made = quantize_for_tensorrt(tiny, PLAIN, tiny_batches[:NUM_CALIBRATION])
+    largest = np.abs(outputs_of(tiny, "er", tiny_batches[:NUM_CALIBRATION])).max()
     assert input_scale(made, "depthwise") == pytest.approx(largest / 127, rel=1e-5)
 
 
-def test_trained_ranges_are_made_symmetric(tiny, batches):
+def test_trained_ranges_are_made_symmetric(tiny, tiny_batches):
     """A range that training rounded to gives the scale of its farther end, on every tensor."""
     conv = dict.fromkeys(["stem", "expand", "depthwise", "project"], (-1.0, 5.08))
     ranges = Ranges(conv=conv, add={"": (-1.0, 2.0)})
-    found = quantize_for_tensorrt(tiny, PLAIN, batches[:2], ranges=ranges)
+    found = quantize_for_tensorrt(tiny, PLAIN, tiny_batches[:2], ranges=ranges)
     assert input_scale(found, "project") == pytest.approx(5.08 / 127, rel=1e-6)
 
 
@@ -109,11 +97,11 @@ def test_views_share_bytes_and_not_their_dequantisation(quantised):
     assert len({m.input[0] for m in makers}) == 4
 
 
-def test_scores_stay_near_float(tiny, quantised, batches, run_graph):
+def test_scores_stay_near_float(tiny, quantised, tiny_batches, run_graph):
     """On other pictures than the calibration's, quality is off by 1 point of 100 in the mean, by 4
     at most, and ranks as float does (SRCC 0.99): 7 bits after a Relu, in a net of four layers.
     """
-    views = joined(batches[NUM_CALIBRATION:])
+    views = joined(tiny_batches[NUM_CALIBRATION:])
     wanted, found = run_graph(tiny, views), run_graph(quantised, views)
     assert wanted.std() > 0.03  # the pictures differ, so that agreement says something
     assert np.abs(found - wanted).mean() < 0.01
@@ -121,38 +109,38 @@ def test_scores_stay_near_float(tiny, quantised, batches, run_graph):
     assert srcc(found, wanted) > 0.99
 
 
-def test_laying_out_moves_no_number(tiny, batches, run_graph):
+def test_laying_out_moves_no_number(tiny, tiny_batches, run_graph):
     """Cast before Transpose and written kernel shapes give the very same quality."""
     made = onnx.ModelProto()
     made.CopyFrom(tiny)
-    views = joined(batches)
+    views = joined(tiny_batches)
     np.testing.assert_array_equal(run_graph(lay_out_(made), views), run_graph(tiny, views))
     assert check_tensorrt(made, int8=False) == []
 
 
-def test_a_named_convolution_stays_in_float(tiny, batches):
+def test_a_named_convolution_stays_in_float(tiny, tiny_batches):
     """A convolution of ``float_nodes`` keeps its float weights, and the graph still passes."""
     config = msgspec.structs.replace(PLAIN, float_nodes=("stem", "stem_1"))
-    made = quantize_for_tensorrt(tiny, config, batches[:4])
+    made = quantize_for_tensorrt(tiny, config, tiny_batches[:4])
     view = GraphView(made)
     in_float = [n.name for n in view.of_kind("Conv") if view.is_constant(n.input[1])]
     assert sorted(in_float) == ["stem", "stem_1"]
 
 
-def test_the_best_calibration_is_that_of_least_error(tiny, batches):
+def test_the_best_calibration_is_that_of_least_error(tiny, tiny_batches):
     """Of all methods that is taken whose scores are nearest to float's for this target."""
     best = msgspec.structs.replace(Int8StaticConfig(), calibration="best")
-    chosen, errors = choose_for_tensorrt(tiny, best, batches[:8])
+    chosen, errors = choose_for_tensorrt(tiny, best, tiny_batches[:8])
     assert len(errors) == 4
     assert errors[chosen.calibration] == min(errors.values()) < 1.0
 
 
-def test_an_unsupported_operator_is_one_line(batches):
+def test_an_unsupported_operator_is_one_line(tiny_batches):
     """A kind of node that TensorRT imports not is an error that names the node and the kind."""
     graph = tiny_graph()
     next(n for n in graph.graph.node if n.name == "hidden_relu").op_type = "Hardmax"
     with pytest.raises(ModelError, match=r"^hidden_relu: TensorRT imports no Hardmax") as caught:
-        quantize_for_tensorrt(graph, PLAIN, batches[:2])
+        quantize_for_tensorrt(graph, PLAIN, tiny_batches[:2])
     assert "\n" not in str(caught.value)
 
 

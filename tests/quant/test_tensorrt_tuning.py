@@ -11,7 +11,7 @@ onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 
 from small_models import small_graph, write_packs, write_small  # noqa: E402
-from tiny_onnx import joined, pictures, tiny_graph  # noqa: E402
+from tiny_onnx import joined  # noqa: E402
 
 from dgiqa_stream.errors import ModelError  # noqa: E402
 from dgiqa_stream.manifest import load_model  # noqa: E402
@@ -36,21 +36,9 @@ PLAIN = Int8StaticConfig(correct_head=False)
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """The tiny float model; not to be changed."""
-    return tiny_graph()
-
-
-@pytest.fixture(scope="module")
-def batches():
-    """40 pictures for it."""
-    return pictures(40)
-
-
-@pytest.fixture(scope="module")
-def spans(tiny, batches):
+def spans(tiny, tiny_batches):
     """Where the scales begin: the extremes, and all that pictures can hold."""
-    found = measured_spans(tiny, PLAIN, batches[:16], ["minmax"])["minmax"]
+    found = measured_spans(tiny, PLAIN, tiny_batches[:16], ["minmax"])["minmax"]
     return found | _input_spans(tiny)
 
 
@@ -59,15 +47,15 @@ def steps_of(batches, size=8):
     return lambda step: joined([batches[(step * size + i) % len(batches)] for i in range(size)])
 
 
-def test_it_rounds_where_the_int8_graph_does(tiny, batches, spans):
+def test_it_rounds_where_the_int8_graph_does(tiny, tiny_batches, spans):
     """Pooled features of the rounding module are those of ONNX Runtime's INT8 graph: all but a few
     of a thousand within a hundredth of their spread, where a sum in another order rounds apart.
     """
     core = features_and_logit(tiny)
     module = RoundingModule(core, spans)
-    made = quantize_for_tensorrt(tiny, PLAIN, batches[:16], measured=spans)
+    made = quantize_for_tensorrt(tiny, PLAIN, tiny_batches[:16], measured=spans)
     name = core.graph.output[0].name
-    views = joined(batches[16:])
+    views = joined(tiny_batches[16:])
     wanted = outputs_of(made, name, [views])
     exact = outputs_of(tiny, name, [views])
     with torch.no_grad():
@@ -92,11 +80,11 @@ def test_gradients_of_rounding_are_the_published_ones():
     assert scale.grad.item() == pytest.approx(float(torch.tensor(errors) @ weights), rel=1e-5)
 
 
-def test_every_weight_and_scale_learns(tiny, batches, spans):
+def test_every_weight_and_scale_learns(tiny, tiny_batches, spans):
     """Weights, biases and free scales get gradients; the scales of pictures and the head do not."""
     fixed = list(_input_spans(tiny))
     module = RoundingModule(features_and_logit(tiny), spans, fixed=fixed)
-    views = joined(batches[:4])
+    views = joined(tiny_batches[:4])
     module(*(torch.from_numpy(views[n]) for n in module.input_names))[1].sum().backward()
     moving = [p for p in module.parameters() if p.requires_grad]
     assert len(moving) == 4 * 2 + 6  # four convolutions, and what six of the eight read
@@ -104,19 +92,19 @@ def test_every_weight_and_scale_learns(tiny, batches, spans):
     assert sum(not p.requires_grad for p in module.parameters()) == len(fixed) == 2
 
 
-def test_tuning_brings_features_nearer(tiny, batches, spans):
+def test_tuning_brings_features_nearer(tiny, tiny_batches, spans):
     """With scales eight times too coarse, 60 steps halve the squared distance of pooled features
     to float on new pictures, and the graph passes the checker.
     """
     coarse = {name: (8 * low, 8 * high) for name, (low, high) in spans.items()}
     coarse |= _input_spans(tiny)
-    before = quantize_for_tensorrt(tiny, PLAIN, batches[:16], measured=coarse)
+    before = quantize_for_tensorrt(tiny, PLAIN, tiny_batches[:16], measured=coarse)
     config = TuneConfig(num_steps=60, rate=3e-3, scale_rate=3e-2)
     tuned, learnt = tune_for_tensorrt(
-        tiny, config, coarse, steps_of(batches[:32]), fixed=list(_input_spans(tiny))
+        tiny, config, coarse, steps_of(tiny_batches[:32]), fixed=list(_input_spans(tiny))
     )
-    after = quantize_for_tensorrt(tuned, PLAIN, batches[:16], measured=learnt)
-    views = joined(batches[32:])
+    after = quantize_for_tensorrt(tuned, PLAIN, tiny_batches[:16], measured=learnt)
+    views = joined(tiny_batches[32:])
     name = features_and_logit(tiny).graph.output[0].name
     wanted = outputs_of(tiny, name, [views])
     apart = [np.square(outputs_of(g, name, [views]) - wanted).mean() for g in (before, after)]
@@ -124,9 +112,9 @@ def test_tuning_brings_features_nearer(tiny, batches, spans):
     assert check_tensorrt(after) == []
 
 
-def test_no_steps_change_nothing_but_the_grid(tiny, batches, spans):
+def test_no_steps_change_nothing_but_the_grid(tiny, tiny_batches, spans):
     """Without a step the weights are the float ones to half a step of INT8."""
-    tuned, learnt = tune_for_tensorrt(tiny, TuneConfig(), spans, steps_of(batches))
+    tuned, learnt = tune_for_tensorrt(tiny, TuneConfig(), spans, steps_of(tiny_batches))
     was = {t.name: onnx.numpy_helper.to_array(t) for t in tiny.graph.initializer}
     for stored in tuned.graph.initializer:
         step = np.abs(was[stored.name]).max() / 127
@@ -135,25 +123,29 @@ def test_no_steps_change_nothing_but_the_grid(tiny, batches, spans):
     assert all(abs(high - max(map(abs, spans[n]))) < 1e-4 * high for n, (_, high) in learnt.items())
 
 
-def test_the_head_is_corrected_to_the_float_model(tiny, batches, run_graph):
+def test_the_head_is_corrected_to_the_float_model(tiny, tiny_batches, run_graph):
     """After tuning the head is corrected to what the float model said, not the tuned one."""
     config = TuneConfig(num_steps=2, rate=0.5, scale_rate=0.0)  # far too fast: the trunk is spoilt
     made = tune_and_quantize(
-        tiny, Int8StaticConfig(calibration="minmax"), config, batches[:16], steps_of(batches[:16])
+        tiny,
+        Int8StaticConfig(calibration="minmax"),
+        config,
+        tiny_batches[:16],
+        steps_of(tiny_batches[:16]),
     )
-    views = joined(batches[:16])
+    views = joined(tiny_batches[:16])
     found, wanted = (np.log(q / (1 - q)) for q in (run_graph(g, views) for g in (made, tiny)))
     assert abs((found - wanted).mean()) < 1e-3  # least squares leaves no bias
 
 
-def test_a_loss_that_is_no_number_is_one_line(tiny, batches, spans):
+def test_a_loss_that_is_no_number_is_one_line(tiny, tiny_batches, spans):
     """Weights that are not finite end in one line that names the setting."""
     broken = onnx.ModelProto.FromString(tiny.SerializeToString())
     weight = next(t for t in broken.graph.initializer if t.name == "stem.weight")
     values = onnx.numpy_helper.to_array(weight) * np.nan
     weight.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), weight.name))
     with pytest.raises(ModelError, match=r"at step 0: lower tune\.rate$"):
-        tune_for_tensorrt(broken, TuneConfig(num_steps=1), spans, steps_of(batches))
+        tune_for_tensorrt(broken, TuneConfig(num_steps=1), spans, steps_of(tiny_batches))
 
 
 def test_a_tensor_without_a_span_is_refused(tiny, spans):

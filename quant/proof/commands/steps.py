@@ -208,10 +208,11 @@ def _int8(request: ChainRequest, files: Files, folder: Path) -> Files:
 
 
 def _refit(request: ChainRequest, files: Files, folder: Path) -> Files:
-    from quant.cli import refit
+    from quant.refit_command import refit
 
     whole, small = _copies(files, folder)
-    refit(whole, small, config=request.recipe, packs=request.packs, shards=request.shards)
+    shards = [request.shards] if request.shards else None
+    refit(whole, small, config=request.recipe, packs=request.packs, shards=shards)
     return {"float": whole, "int8": small}
 
 
@@ -219,7 +220,8 @@ def _sure(request: ChainRequest, files: Files, folder: Path) -> Files:
     from quant.sure_command import sure
 
     whole, small = _copies(files, folder)
-    sure(whole, small, config=request.recipe, packs=request.packs, shards=request.shards)
+    shards = [request.shards] if request.shards else None
+    sure(whole, small, config=request.recipe, packs=request.packs, shards=shards)
     return {"float": whole, "int8": small}
 
 
