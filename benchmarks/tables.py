@@ -194,7 +194,7 @@ def _measured(used: Sequence[Result], remark: str = "") -> str:
     said = f"1080p30 H.264 on {said.replace('(R)', '')} ({', '.join(_dates(there))}){remark}"
     shipped = load_model(_SHIPPED).manifest.version
     versions = {r["model"]["version"] for r in there if "model" in r} - {shipped}
-    return said + (f", `{_SHIPPED}` {', '.join(sorted(versions))}:" if versions else ":")
+    return said + (f", in part of `{_SHIPPED}` {', '.join(sorted(versions))}:" if versions else ":")
 
 
 def _busy(found: Result) -> str:
