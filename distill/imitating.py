@@ -24,7 +24,7 @@ from distill.data.batches import BatchMaker
 from distill.data.shards import sha256_of
 from distill.data.training_data import TrainingData
 from distill.head_fit import fit_head_
-from distill.models.student import Student, load_student, normalised_view
+from distill.models.student import Student, load_trunk, normalised_view
 from distill.models.trunks import (
     NUM_SHARED,
     WIDTHS,
@@ -60,7 +60,7 @@ def imitate(
     """Teach a slim trunk; returns the share of the teacher's variance that it leaves unexplained.
 
     The teacher is an ImageNet ``backbone``, or the trunk of a trained student (``teacher``: its
-    weights) that knows already what people see.
+    weights, or a float ``.onnx`` such as the shipped one) that knows already what people see.
 
     ``num_steps`` ends before the recipe's last step. ``run`` receives ``checkpoint.pt`` (to
     resume), ``best.pt`` (a student: the averaged trunk, and a head fitted to the ratings) and
@@ -87,7 +87,7 @@ def _teacher(backbone: Path | None, weights: Path | None) -> Trunk:
     if (backbone is None) == (weights is None):
         raise ConfigError("a trunk imitates one teacher: give --teacher or --backbone, one of them")
     if weights is not None:
-        trunk = load_student(weights).trunk
+        trunk = load_trunk(weights)
     else:
         assert backbone is not None
         trunk = Trunk()

@@ -22,7 +22,7 @@ from distill.data.leave_out import without_kinds
 from distill.data.training_data import TrainingData, open_packs
 from distill.data.twins import without_twins
 from distill.head_fit import fit_head_
-from distill.models.student import Student, load_student, load_trunk
+from distill.models.student import ONNX, Student, load_student, load_trunk
 from distill.models.trunks import load_imagenet_, make_trunk
 from distill.objective import Objective
 from distill.optimising import Averaged, learning_rate_share, make_optimiser, take_step
@@ -35,7 +35,6 @@ _CHECKPOINT_EVERY_STEPS = 50
 _LOG_EVERY_STEPS = 10
 _MOST_SKIPPED = 20
 MAX_LEFT_OUT = 20
-ONNX = ".onnx"
 
 
 def train(

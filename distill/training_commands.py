@@ -26,7 +26,7 @@ Packs = Annotated[Path | None, typer.Option(help="What `data` wrote.")]
 Shards = Annotated[Path | None, typer.Option(help="What `shards` wrote.")]
 EndEarly = Annotated[int | None, typer.Option(help="End early, at the recipe's rates.")]
 Teacher = Annotated[
-    Path | None, typer.Option(help="best.pt of a student to imitate, not ImageNet's network.")
+    Path | None, typer.Option(help="best.pt or float .onnx of a student to imitate.")
 ]
 _GPU_CROPS, _CPU_CROPS = 144, 9
 _MOST_WORKERS = 8

@@ -31,6 +31,7 @@ from distill.models.trunks import (
 )
 
 HEAD_WIDTH = 64
+ONNX = ".onnx"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -176,11 +177,14 @@ def load_student(path: Path) -> Student:
 
 
 def load_trunk(path: Path) -> Trunk:
-    """The trunk of a float ONNX file that ``dgiqa-quant export`` wrote, the shipped one's too.
+    """A student's trunk alone, of ``best.pt`` or of a float ONNX file, the shipped one's too.
 
-    Its head is not taken over: a student's is trained anew. Raises :class:`ModelError` where the
-    file is missing or holds no student's trunk.
+    Raises :class:`ModelError` where the file is missing or holds no student's trunk.
     """
+    return _exported_trunk(path) if path.suffix == ONNX else load_student(path).trunk
+
+
+def _exported_trunk(path: Path) -> Trunk:
     import onnx  # type: ignore[import-not-found,unused-ignore]
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from onnx import numpy_helper

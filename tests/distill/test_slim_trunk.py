@@ -12,10 +12,16 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from dgiqa_stream.errors import ConfigError  # noqa: E402
+from dgiqa_stream.manifest import load_model  # noqa: E402
 from distill import imitating, trainer  # noqa: E402
 from distill.data.training_data import open_packs  # noqa: E402
 from distill.imitating import imitate  # noqa: E402
-from distill.models.student import Student, load_student, quantised_points  # noqa: E402
+from distill.models.student import (  # noqa: E402
+    Student,
+    load_student,
+    load_trunk,
+    quantised_points,
+)
 from distill.models.trunks import WIDTHS, SlimTrunk, Trunk, load_imagenet_  # noqa: E402
 from distill.recipe import ImitationConfig, ModelConfig  # noqa: E402
 from distill.slimming import _Moments, slim_  # noqa: E402
@@ -184,6 +190,18 @@ def test_a_trained_student_can_be_the_teacher(slim_recipe, packs, backbone, tmp_
     teacher = tmp_path / "best.pt"
     of_student = imitate(slim_recipe, data, tmp_path / "b", teacher=teacher, num_steps=1)
     assert of_student != pytest.approx(of_imagenet)
+
+
+def test_the_shipped_student_can_be_imitated(slim_recipe, packs, tmp_path):
+    """Its float file is a teacher like any ``best.pt``: a trunk of its widths has its weights."""
+    shipped = load_model("student-fp32").path
+    recipe = msgspec.structs.replace(
+        slim_recipe, model=ModelConfig(trunk="slim"), imitate=ImitationConfig(num_steps=0)
+    )
+    imitate(recipe, open_packs(packs), tmp_path / "run", teacher=shipped)
+    taken = load_student(tmp_path / "run" / "best.pt").trunk.state_dict()
+    for name, weight in load_trunk(shipped).state_dict().items():
+        assert torch.equal(taken[name], weight)
 
 
 def test_a_trunk_that_leaves_nothing_out_takes_its_teacher_over(
