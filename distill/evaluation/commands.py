@@ -155,7 +155,7 @@ def robustness(
     pristine: Annotated[list[Path], typer.Option(help="Folder of clean pictures; repeat it.")],
     output: Output,
     full_size: Annotated[
-        Path | None, typer.Option(help="Folder of unseen pictures that hold 1080p windows.")
+        Path | None, typer.Option(help="Folder of pictures (clic_*) that hold 1080p windows.")
     ] = None,
     biq2021: Annotated[Path | None, typer.Option(help="Folder of BIQ2021, for validation.")] = None,
     recipe: Annotated[Path, typer.Option(help="Its data seeds give BIQ2021's validation.")] = Path(

@@ -92,6 +92,8 @@ def judge_robustness(
     kinds = request.kinds or tuple(picture_kinds())
     refuse_unknown(kinds, among=picture_kinds())
     refuse_unknown(request.unseen, among=kinds)  # now, not after ten minutes
+    if request.full_size is not None and "full_size" in sections:
+        unseen_paths([request.full_size])  # likewise
     left_out = left_out_of_training(scorer.manifest.history)
     unseen = {*request.unseen, *(kind for kind in left_out if kind in kinds)}
     judge = _Judge(scorer, request, paths, kinds, tuple(sorted(unseen)))

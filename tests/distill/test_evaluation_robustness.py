@@ -435,3 +435,14 @@ def test_the_command_judges_the_shipped_student(pristine, tmp_path):
     assert found["sections"]["degradations"]["unseen"]["num_ladders"] == 1
     assert [p.name for p in output.parent.iterdir()] == ["robustness.json"]
     assert str(pristine.parent) not in output.read_text()
+
+
+def test_a_folder_without_pictures_to_judge_is_refused_before_any_work(request_of, tmp_path):
+    """One with 1080p pictures of other names is told at once: the scorer is never asked."""
+    assert cv2.imwrite(str(tmp_path / "mine.png"), np.zeros((8, 8, 3), np.uint8))
+
+    def never(planes):
+        raise AssertionError
+
+    with pytest.raises(FileNotFoundError, match="clic_"):
+        judge_robustness(Known(never), request_of(full_size=tmp_path), result=tmp_path / "r.json")
