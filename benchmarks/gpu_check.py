@@ -239,7 +239,7 @@ def preprocess(check: Check) -> dict[str, Any]:
     from plugins.torch_gpu.views import cut_views, why_no_kernels
 
     views = [
-        ViewSpec("whole", "whole", 224, 224),
+        ViewSpec("whole", "whole", 224, 224, reduction="halved-smoothed"),
         ViewSpec("fragments", "fragments", 160, 160, rows=4, columns=4),
     ]
     num_bytes = 1080 * 1920 * 3 // 2 + sum(v.height * v.width * 3 for v in views)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from dgiqa_stream.errors import ModelError
-from dgiqa_stream.preprocess import ViewSpec
+from dgiqa_stream.preprocess import Reduction, ViewSpec
 
 SCHEMA: Final = "dgiqa.manifest/2"
 DEFAULT_MODEL = "student"
@@ -28,9 +28,9 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a frame becomes the model's inputs; normalisation is inside the graph."""
 
     views: list[ViewSpec]
-    reduction: Literal["halved-bilinear"]
-    """How a whole view is made small: a model trained on another reduction scores otherwise, so it
-    must be said.
+    reduction: Reduction
+    """How whole views are made small: a model trained on another reduction scores otherwise, so it
+    must be said, and each of them says the same.
     """
     color: Literal["rgb"] = "rgb"
     layout: Literal["nhwc"] = "nhwc"
@@ -38,6 +38,14 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mean: float = 0.0
     """What the graph subtracts, in 8-bit steps; for information."""
     std: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse views that are reduced otherwise than is said for all."""
+        for view in self.views:
+            if view.kind == "whole" and view.reduction != self.reduction:
+                raise ValueError(
+                    f"view {view.name!r} is {view.reduction}, but reduction is {self.reduction}"
+                )
 
 
 class ScoreMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,7 +3,8 @@
 A model looks at a frame in small views (:class:`ViewSpec`):
 
 * ``whole``: the whole picture, reduced to a fixed size (its aspect ratio is not kept): means of
-  pairs along each axis while it is twice the target or more, then bilinear;
+  pairs along each axis while it is twice the target or more, then bilinear, smoothed before that
+  (``ViewSpec.reduction``) or not;
 * ``fragments``: native-resolution squares on a grid, side by side, so that blocking, blur and
   noise reach the model undiminished (after FAST-VQA, arXiv 2207.02595, section 3.1).
 
@@ -14,9 +15,10 @@ Everything here is passive and thread-safe.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -33,12 +35,18 @@ _LUMA_WEIGHTS = {  # K_R, K_B of ITU-R BT.601-7, BT.709-6 and BT.2020-2 (non-con
     ColorMatrix.BT2020: (0.2627, 0.0593),
 }
 _MIN_PICTURE_PX = 8
+_SMOOTHING_ONE = 256  # what the weights of :func:`smoothing` are parts of
+_SMOOTHING_IN_PLACE = 25  # 256 * (4 - sqrt(8)) / 12
+
+Reduction: TypeAlias = Literal["halved-bilinear", "halved-smoothed"]
+"""How a whole view is made small; smoothed, its sharpness does not jump where a halving begins."""
 
 
 class ViewSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model input: how it is cut from a frame.
 
-    ``rows`` and ``columns`` are the grid of fragments; a whole view has one of each.
+    ``rows`` and ``columns`` are the grid of fragments; a whole view has one of each. ``reduction``
+    says nothing of fragments.
     """
 
     name: str
@@ -47,6 +55,7 @@ class ViewSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     width: Annotated[int, msgspec.Meta(ge=8, le=4096)]
     rows: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     columns: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    reduction: Reduction = "halved-bilinear"
 
     def __post_init__(self) -> None:
         """Refuse a grid that does not divide the view into even fragments."""
@@ -62,6 +71,11 @@ class ViewSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def shape(self) -> tuple[int, int, int]:
         """Height, width, 3."""
         return self.height, self.width, 3
+
+
+def reduction_of(views: Sequence[ViewSpec]) -> Reduction:
+    """How the first whole view is reduced; as ever where there is none."""
+    return next((v.reduction for v in views if v.kind == "whole"), "halved-bilinear")
 
 
 def make_batch(
@@ -94,7 +108,7 @@ def cut_view(
     region = stored_region(planes, crop)
     height, width = (view.width, view.height) if turned else (view.height, view.width)
     if view.kind == "whole":
-        cut = _whole(planes, region, height, width)
+        cut = _whole(planes, region, height, width, view.reduction)
     else:
         rows, columns = (view.columns, view.rows) if turned else (view.rows, view.columns)
         cut = _fragments(planes, region, (height, width), (rows, columns), jitter)
@@ -110,7 +124,8 @@ def reduced_rgb(planes: Planes, *, longest_px: int) -> NDArray[np.uint8]:
     height, width = planes.size
     scale = min(1.0, longest_px / max(height, width))
     target = max(1, round(height * scale)), max(1, round(width * scale))
-    rgb = _to_rgb(_whole(planes, (0, 0, height, width), *target), planes)
+    reduced = _whole(planes, (0, 0, height, width), *target, "halved-bilinear")
+    rgb = _to_rgb(reduced, planes)
     return np.ascontiguousarray(np.rot90(rgb, -planes.rotation // 90))
 
 
@@ -171,14 +186,20 @@ def _rgb_matrix(matrix: ColorMatrix, full_range: bool) -> NDArray[np.float64]:
 
 
 def _whole(
-    planes: Planes, region: tuple[int, int, int, int], height: int, width: int
+    planes: Planes,
+    region: tuple[int, int, int, int],
+    height: int,
+    width: int,
+    reduction: Reduction,
 ) -> NDArray[Any]:
-    """The region of all planes as one picture of (height, width): halved, then bilinear."""
-    cut = []
-    for plane in planes.samples:
-        region_of_plane = plane[_scaled(region, plane, planes.samples[0])]
-        cut.append(_resize(_halve(region_of_plane, height, width), height, width))
-    return _packed(cut)
+    """The region of all planes as one picture of (height, width)."""
+    luma = planes.samples[0]
+    cut = [_halve(plane[_scaled(region, plane, luma)], height, width) for plane in planes.samples]
+    if len({plane.shape for plane in cut}) == 1:  # as of most: one call for all, the same bytes
+        cut = [_packed(cut)]
+    if reduction == "halved-smoothed":
+        cut = [_smooth(plane, height, width) for plane in cut]
+    return _packed([_resize(plane, height, width) for plane in cut])
 
 
 def _fragments(
@@ -276,6 +297,51 @@ def _halve(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
         even = plane[: h << tall, : w << wide]
         plane = cv2.resize(even, (w, h), interpolation=cv2.INTER_LINEAR)
     return plane
+
+
+def smoothing(num_in: int, num_out: int) -> int:
+    """What each neighbour weighs, in 256ths, before bilinear sampling reduces an axis; 0 to 64.
+
+    The three weights (a, 1 - 2 a, a) leave white noise, over the places a sample may fall, the
+    power 2/3 - 2 a + 8/3 a^2, which is to be that of bilinear sampling alone, 2/3, over the ratio
+    r = num_in / num_out: a = (3 - sqrt(16 / r - 7)) / 8, for r in 1..2. At 2 that is 1/4 and a
+    power of 1/3, which is what means of pairs, sampled at a ratio of 1, leave: so a picture a
+    little less than twice the target and one a little more come out as sharp. 0 where an axis
+    grows. Where it stays as it is, every sample would fall on one place and keep all its power:
+    there 1 - 4 a + 6 a^2 = 2/3, what its neighbours in size leave.
+    """
+    if num_in == num_out:
+        return _SMOOTHING_IN_PLACE
+    ratio = min(max(num_in / num_out, 1.0), 2.0)
+    return round(_SMOOTHING_ONE * (3.0 - math.sqrt(16.0 / ratio - 7.0)) / 8.0)
+
+
+def _smooth(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Weighted means of three samples along each axis that is then reduced; ends are repeated.
+
+    OpenCV's Gaussian of three taps is exact in integers, and of one with this deviation the
+    weights are ours.
+    """
+    import cv2
+
+    down, across = smoothing(plane.shape[0], height), smoothing(plane.shape[1], width)
+    if not (down or across):
+        return plane
+    return cv2.GaussianBlur(
+        plane,
+        (3 if across else 1, 3 if down else 1),
+        sigmaX=_deviation(across),
+        sigmaY=_deviation(down),
+        borderType=cv2.BORDER_REPLICATE,
+    )
+
+
+@lru_cache
+def _deviation(weight: int) -> float:
+    """Of the Gaussian whose neighbours weigh so much, in 256ths; 1 where it has none."""
+    if not weight:
+        return 1.0
+    return math.sqrt(0.5 / math.log((_SMOOTHING_ONE - 2 * weight) / weight))
 
 
 def _resize(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:

@@ -25,7 +25,7 @@ from dgiqa_stream.manifest import (
     ScoreMapping,
     manifest_path,
 )
-from dgiqa_stream.preprocess import ViewSpec
+from dgiqa_stream.preprocess import ViewSpec, reduction_of
 from quant.narrow import narrow_
 from quant.shared_constants import share_constants_
 
@@ -127,7 +127,7 @@ def write_model(
         num_parameters=num_parameters,
         preprocess=PreprocessSpec(
             views=list(views),
-            reduction="halved-bilinear",
+            reduction=reduction_of(views),
             mean=normalisation[0],
             std=normalisation[1],
         ),

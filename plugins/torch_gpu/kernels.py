@@ -1,10 +1,11 @@
 """Views of pictures by a few Triton kernels, from the decoder's own surfaces.
 
 One kernel halves planes until they are less than twice the view's size, and reads each sample once;
-one interpolates luma and chroma, or picks fragments out of the surfaces, applies the colour matrix
-and writes the view. The arithmetic is that of :mod:`plugins.torch_gpu.views`, so that both give
-the same bytes: integers for 8 bits; for deeper samples (P010) float32 with a rounding after each
-step, which is why the compiler may fuse nothing. HDR is left to torch itself.
+one smooths what is left, where a view asks for it; one interpolates luma and chroma, or picks
+fragments out of the surfaces, applies the colour matrix and writes the view. The arithmetic is that
+of :mod:`plugins.torch_gpu.views`, so that both give the same bytes: integers for 8 bits; for deeper
+samples (P010) float32 with a rounding after each step, which is why the compiler may fuse nothing.
+HDR is left to torch itself.
 
 Imported where Triton is; with ``TRITON_INTERPRET=1`` the same code runs on a CPU, for tests.
 """
@@ -13,10 +14,10 @@ Imported where Triton is; with ``TRITON_INTERPRET=1`` the same code runs on a CP
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import triton
@@ -24,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.errors import TritonError
 
+from dgiqa_stream.preprocess import smoothing
 from plugins.torch_gpu import views as plain
 
 if TYPE_CHECKING:
@@ -71,6 +73,35 @@ def halve_kernel(surfaces, out, height, width, top, left, FIRST: tl.constexpr,
             v = _rounded_shift(v, 1, IS_DEEP)
     target = out + (plane.to(tl.int64) * tl.num_programs(1) + picture) * height * width + inside
     v = tl.reshape(v, (NUM,)).to(tl.uint16 if IS_DEEP else tl.uint8)
+    tl.store(target, v, mask=number <= last)
+
+
+@triton.jit
+def smooth_kernel(surfaces, out, height, width, top, left, down, across,
+                  FIRST: tl.constexpr, STEP: tl.constexpr, NUM: tl.constexpr,
+                  IS_DEEP: tl.constexpr):  # fmt: skip
+    """NUM samples of a plane, each the weighted mean of three by three: neighbours weigh ``down``
+    and ``across`` 256ths, and beyond an edge lies its last sample. Blocks as of ``halve_kernel``.
+    """
+    picture, plane = tl.program_id(1), tl.program_id(2)
+    number = tl.program_id(0) * NUM + tl.arange(0, NUM)
+    last = height * width - 1
+    inside = tl.minimum(number, last)
+    surfaces += picture * 6 + (plane + FIRST) * 2
+    row_stride = tl.load(surfaces + 1)
+    origin = tl.load(surfaces).to(tl.pointer_type(tl.uint16 if IS_DEEP else tl.uint8))
+    origin += top * row_stride + left * STEP
+    y, x = inside // width, inside % width
+    total = tl.zeros((NUM,), tl.int64 if IS_DEEP else tl.int32)
+    for row in tl.static_range(-1, 2):
+        line = origin + tl.minimum(tl.maximum(y + row, 0), height - 1) * row_stride
+        of_row = 256 - 2 * down if row == 0 else down
+        for column in tl.static_range(-1, 2):
+            place = tl.minimum(tl.maximum(x + column, 0), width - 1) * STEP
+            of_column = 256 - 2 * across if column == 0 else across
+            total += tl.load(line + place).to(total.dtype) * (of_row * of_column)
+    target = out + (plane.to(tl.int64) * tl.num_programs(1) + picture) * height * width + inside
+    v = ((total + (1 << 15)) >> 16).to(tl.uint16 if IS_DEEP else tl.uint8)
     tl.store(target, v, mask=number <= last)
 
 
@@ -190,7 +221,7 @@ class _Geometry:
     """Once halved."""
     width: int = 0
     tensor: Tensor | None = None
-    """What holds the halved samples, until they are read."""
+    """What holds the samples that a kernel made, until they are read."""
 
 
 def why_not(alike: Sequence[TorchPlanes]) -> str:
@@ -225,9 +256,11 @@ def cut(
     steps = planes[0].stride(1), planes[-1].stride(1)
     surfaces = _surfaces(alike)
     if is_whole:
-        surfaces, luma, chroma, steps = _halved(
-            surfaces, len(planes), luma, chroma, steps, device, planes[0].dtype
-        )
+        read = _Surfaces(surfaces, len(planes), luma, chroma, steps, device, planes[0].dtype)
+        read = read.made_by(_halve)
+        if view.reduction == "halved-smoothed":
+            read = read.made_by(partial(_smooth, size=size))
+        surfaces, luma, chroma, steps = read.surfaces, read.luma, read.chroma, read.steps
     kinds = [(p.matrix, p.full_range) for p in alike]
     chosen = tuple(kinds if len(set(kinds)) > 1 else kinds[:1])
     out = torch.empty((len(alike), *size, 3), dtype=torch.uint8, device=device)
@@ -260,38 +293,72 @@ def _surfaces(alike: Sequence[TorchPlanes]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def _halved(
-    surfaces: Tensor,
-    num_planes: int,
-    luma: _Geometry,
-    chroma: _Geometry,
-    steps: tuple[int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Tensor, _Geometry, _Geometry, tuple[int, int]]:
-    """Surfaces, places and steps of the halved planes; of those that need it not, as they are."""
-    source, target = surfaces.to(device), surfaces.clone()
-    kept: list[tuple[_Geometry, int]] = []
-    for first, last, plane, step in ((0, 1, luma, steps[0]), (1, num_planes, chroma, steps[1])):
-        if last <= first or not (plane.down or plane.across):
-            kept.append((plane, step))
-            continue
-        count, num = last - first, _LOADED >> (plane.down + plane.across)
-        num = min(_NUM, max(4, num))
-        out = torch.empty((count, len(surfaces), plane.height, plane.width),
-                          dtype=dtype, device=device)  # fmt: skip
-        halve_kernel[-(-plane.height * plane.width // num), len(surfaces), count](
-            source, out, plane.height, plane.width, plane.top, plane.left,
-            FIRST=first, STEP=step, DOWN=plane.down, ACROSS=plane.across, NUM=num,
-            IS_DEEP=dtype == torch.uint16,
-        )  # fmt: skip
-        numbers = torch.arange(count * len(surfaces)).reshape(count, -1).t()  # (N, count)
-        num_bytes = plane.height * plane.width * out.element_size()
-        target[:, first:last, 0] = out.data_ptr() + numbers * num_bytes
-        target[:, first:last, 1] = plane.width
-        kept.append((_Geometry(tensor=out), 1))
-    (luma, luma_step), (chroma, chroma_step) = kept
-    return target, luma, chroma, (luma_step, chroma_step)
+_Step: TypeAlias = Callable[[Tensor, int, _Geometry, int, Tensor], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Surfaces:
+    """Where the planes of pictures of one layout lie, and which part of them a view reads."""
+
+    surfaces: Tensor
+    """As of :func:`_surfaces`."""
+    num_planes: int
+    luma: _Geometry
+    chroma: _Geometry
+    steps: tuple[int, int]
+    """From one sample to the next, in luma and chroma."""
+    device: torch.device
+    dtype: torch.dtype
+
+    def made_by(self, step: _Step) -> _Surfaces:
+        """The planes that a step makes of these; those that need it not, as they are."""
+        source, target = self.surfaces.to(self.device), self.surfaces.clone()
+        kept: list[tuple[_Geometry, int]] = []
+        for first, last, plane, apart in (
+            (0, 1, self.luma, self.steps[0]),
+            (1, self.num_planes, self.chroma, self.steps[1]),
+        ):
+            count = max(0, last - first)
+            out = torch.empty((count, len(source), plane.height, plane.width),
+                              dtype=self.dtype, device=self.device)  # fmt: skip
+            if not count or not step(source, first, plane, apart, out):
+                kept.append((plane, apart))
+                continue
+            numbers = torch.arange(count * len(source)).reshape(count, -1).t()  # (N, count)
+            num_bytes = plane.height * plane.width * out.element_size()
+            target[:, first:last, 0] = out.data_ptr() + numbers * num_bytes
+            target[:, first:last, 1] = plane.width
+            kept.append((_Geometry(height=plane.height, width=plane.width, tensor=out), 1))
+        (luma, luma_step), (chroma, chroma_step) = kept
+        return replace(self, surfaces=target, luma=luma, chroma=chroma,
+                       steps=(luma_step, chroma_step))  # fmt: skip
+
+
+def _halve(source: Tensor, first: int, plane: _Geometry, apart: int, out: Tensor) -> bool:
+    """Halve the planes from the first on as often as they need it; whether they do."""
+    if not (plane.down or plane.across):
+        return False
+    num = min(_NUM, max(4, _LOADED >> (plane.down + plane.across)))
+    halve_kernel[-(-plane.height * plane.width // num), len(source), len(out)](
+        source, out, plane.height, plane.width, plane.top, plane.left,
+        FIRST=first, STEP=apart, DOWN=plane.down, ACROSS=plane.across, NUM=num,
+        IS_DEEP=out.dtype == torch.uint16,
+    )  # fmt: skip
+    return True
+
+
+def _smooth(
+    source: Tensor, first: int, plane: _Geometry, apart: int, out: Tensor, *, size: tuple[int, int]
+) -> bool:
+    """Smooth the planes from the first on along the axes that are then reduced; whether any is."""
+    down, across = smoothing(plane.height, size[0]), smoothing(plane.width, size[1])
+    if not (down or across):
+        return False
+    smooth_kernel[-(-plane.height * plane.width // _NUM), len(source), len(out)](
+        source, out, plane.height, plane.width, plane.top, plane.left, down, across,
+        FIRST=first, STEP=apart, NUM=_NUM, IS_DEEP=out.dtype == torch.uint16,
+    )  # fmt: skip
+    return True
 
 
 @lru_cache(maxsize=128)

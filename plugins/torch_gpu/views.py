@@ -1,9 +1,10 @@
 """The model's views, cut from many pictures at once by torch operations.
 
 The arithmetic is that of :mod:`dgiqa_stream.preprocess`, rounding included, because a difference of
-one in a chroma sample is one of two in blue: 8-bit pictures are reduced in OpenCV's own fixed point
-(11 bits of weight), deeper ones in float32 with a rounding after each step. Passive, thread-safe,
-the same on every device; on CUDA devices :mod:`plugins.torch_gpu.kernels` does the same faster.
+one in a chroma sample is one of two in blue: smoothing is done in whole numbers; 8-bit pictures are
+interpolated in OpenCV's own fixed point (11 bits of weight), deeper ones in float32 with a rounding
+after each step. Passive, thread-safe, the same on every device; on CUDA devices
+:mod:`plugins.torch_gpu.kernels` does the same faster.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgiqa_stream.preprocess import ViewSpec, fragment_starts, rgb_matrix, stored_region
+from dgiqa_stream.preprocess import (
+    ViewSpec,
+    fragment_starts,
+    rgb_matrix,
+    smoothing,
+    stored_region,
+)
 from dgiqa_stream.tone_mapping import to_sdr
 from dgiqa_stream.types import ColorMatrix, Planes
 from plugins.torch_gpu.planes import TorchPlanes
@@ -136,6 +143,7 @@ def why_no_kernels(device: torch.device) -> str:
         ]  # fmt: skip
         views = [
             ViewSpec("whole", "whole", 24, 20),
+            ViewSpec("smooth", "whole", 24, 20, reduction="halved-smoothed"),
             ViewSpec("fragments", "fragments", 16, 24, rows=2, columns=3),
         ]
         found, wanted = (cut_views(pictures, views, by_kernels=is_so) for is_so in (True, False))
@@ -171,7 +179,8 @@ def _cut(
     """One view of pictures of one layout, as stored: uint8 (N, height, width, 3)."""
     size, grid = _stored(view, alike[0].rotation)
     if view.kind == "whole":
-        cut = [_whole(p, planes[0], region, *size) for p in planes]
+        is_smoothed = view.reduction == "halved-smoothed"
+        cut = [_whole(p, planes[0], region, *size, is_smoothed=is_smoothed) for p in planes]
     else:
         cut = [_fragments(p, planes[0], region, size, grid) for p in planes]
     return _to_rgb(cut, alike)
@@ -185,13 +194,19 @@ def _subsampling(plane: Tensor, luma: Tensor) -> tuple[int, int]:
     return -(-luma.shape[1] // plane.shape[1]), -(-luma.shape[2] // plane.shape[2])
 
 
-def _whole(plane: Tensor, luma: Tensor, region: _Region, height: int, width: int) -> Tensor:
-    """The region (N, height, width), reduced: halved, then bilinear; int32 or float32."""
+def _whole(
+    plane: Tensor, luma: Tensor, region: _Region, height: int, width: int, *, is_smoothed: bool
+) -> Tensor:
+    """The region (N, height, width), reduced: halved, smoothed or not, then bilinear; int32 or
+    float32.
+    """
     top, left, bottom, right = region
     down, across = _subsampling(plane, luma)
     x = plane[:, top // down : -(-bottom // down), left // across : -(-right // across)]
     is_deep = plane.dtype == torch.uint16
     x = _halve((_integers(x) if is_deep else x).float(), height, width, is_deep=is_deep)
+    if is_smoothed:
+        x = _smooth(x, height, width)
     if x.shape[1:] == (height, width):
         return x if is_deep else x.to(torch.int32)
     return _bilinear_deep(x, height, width) if is_deep else _bilinear(x, height, width)
@@ -209,6 +224,20 @@ def _halve(x: Tensor, height: int, width: int, *, is_deep: bool) -> Tensor:
         # OpenCV rounds halves up, and those of deep samples to the even number.
         x = torch.round(x) if is_deep else torch.floor(x + 0.5)
     return x
+
+
+def _smooth(x: Tensor, height: int, width: int) -> Tensor:
+    """Weighted means of three whole numbers along each axis that is reduced, as float32 again."""
+    down, across = smoothing(x.shape[1], height), smoothing(x.shape[2], width)
+    if not (down or across):
+        return x
+    n = x.to(torch.int64)
+    for axis, weight in ((2, across), (1, down)):
+        last = n.shape[axis] - 1
+        before = torch.cat((n.narrow(axis, 0, 1), n.narrow(axis, 0, last)), axis)
+        after = torch.cat((n.narrow(axis, 1, last), n.narrow(axis, last, 1)), axis)
+        n = (before + after) * weight + n * (256 - 2 * weight)
+    return ((n + (1 << 15)) >> 16).float()
 
 
 def _bilinear(x: Tensor, height: int, width: int) -> Tensor:

@@ -24,6 +24,7 @@ from plugins.torch_gpu.views import cut_views
 
 VIEWS = [
     ViewSpec("whole", "whole", 18, 14),
+    ViewSpec("smooth", "whole", 18, 14, reduction="halved-smoothed"),
     ViewSpec("fragments", "fragments", 16, 24, rows=2, columns=3),
 ]
 LAYOUTS = {  # down and across of chroma; None for packed RGB; no chroma for grey
@@ -34,6 +35,7 @@ BITS = {"P010": 16, "4:2:0 of 10 bits": 10, "grey of 12 bits": 12, "RGB of 16 bi
 SIZES = {  # height, width, crop, rotation
     "halved": (61, 122, None, 0),
     "odd, turned": (45, 37, None, 90),
+    "as large": (36, 28, None, 0),
     "enlarged, upside down": (12, 10, None, 180),
     "cropped, turned": (70, 131, Crop(5, 3, 33, 60), 270),
 }

@@ -31,7 +31,7 @@ from plugins.torch_gpu.views import cut_views
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda")]
 
 VIEWS = [
-    ViewSpec("whole", "whole", 224, 224),
+    ViewSpec("whole", "whole", 224, 224, reduction="halved-smoothed"),
     ViewSpec("fragments", "fragments", 160, 160, rows=4, columns=4),
 ]
 

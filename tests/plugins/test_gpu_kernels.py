@@ -42,12 +42,12 @@ def interpreted():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_give_the_bytes_of_torch_and_of_the_cpu(interpreted, case):
-    """Both views of two pictures of unlike matrices and ranges, from rows that lie apart: the
+    """Three views of two pictures of unlike matrices and ranges, from rows that lie apart: the
     kernels are used, and differ from torch's operations in no byte; from the CPU's preprocess in
     none of 8 bits, and of deeper samples by one step at most, where OpenCV's float sums tie.
     """
     found, is_deep = interpreted[case], case.split(", ")[0] in interpreted_kernels.BITS
-    assert (found["num_kernel_calls"], found["from_torch"]) == (2, 0)
+    assert (found["num_kernel_calls"], found["from_torch"]) == (3, 0)
     assert found["from_cpu"] <= is_deep
 
 
@@ -55,7 +55,7 @@ def test_kernels_give_the_bytes_of_torch_and_of_the_cpu(interpreted, case):
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("capability", [75, 90])
 def test_kernels_compile_without_a_gpu(capability, bits, tmp_path):
-    """Triton and its assembler take both kernels for Turing and for Hopper, of NV12 and of P010, no
+    """Triton and its assembler take the kernels for Turing and for Hopper, of NV12 and of P010, no
     register spilt, and float32 steps of P010 stay apart, as each is rounded.
     """
     script = f"""
@@ -67,8 +67,11 @@ pointers = {{"surfaces": "*i64", "tables": "*i32", "out": "*u8"}}
 pointers["matrices"] = "*i32" if {bits} == 8 else "*fp32"
 whole = dict(LUMA_STEP=1, CHROMA_STEP=1, IS_WHOLE=True, KIND=1, NUM=128, BITS={bits})
 halved = dict(FIRST=1, STEP=2, DOWN=1, ACROSS=2, NUM=128, IS_DEEP={bits} > 8)  # 1080p's chroma
-for kernel, given in ((kernels.view_kernel, whole), (kernels.halve_kernel, halved)):
-    if kernel is kernels.halve_kernel and {bits} > 8:
+smoothed = dict(FIRST=0, STEP=1, NUM=128, IS_DEEP={bits} > 8)
+for kernel, given in (
+    (kernels.view_kernel, whole), (kernels.halve_kernel, halved), (kernels.smooth_kernel, smoothed)
+):
+    if kernel is not kernels.view_kernel and {bits} > 8:
         pointers["out"] = "*u16"
     names = kernel.arg_names
     source = ASTSource(

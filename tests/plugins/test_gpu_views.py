@@ -16,9 +16,10 @@ from plugins.torch_gpu.views import cut_views
 WHOLE = ViewSpec("whole", "whole", 224, 224)
 GRID = ViewSpec("fragments", "fragments", 160, 160, rows=4, columns=4)
 NARROW = ViewSpec("narrow", "fragments", 96, 156, rows=3, columns=2)
-VIEWS = [WHOLE, GRID, NARROW]
+SMOOTH = ViewSpec("smooth", "whole", 224, 224, reduction="halved-smoothed")
+VIEWS = [WHOLE, SMOOTH, GRID, NARROW]
 CHROMA = {"420": (2, 2), "422": (1, 2), "444": (1, 1), "440": (2, 1), "411": (1, 4), "410": (4, 4)}
-SIZES = [(1080, 1920), (576, 720), (721, 1281), (449, 447), (135, 241), (50, 37), (9, 8)]
+SIZES = [(1080, 1920), (448, 896), (720, 576), (721, 1281), (449, 447), (135, 241), (9, 8)]
 
 
 def picture(size, *, chroma="420", bits=8, seed=0, **tags):

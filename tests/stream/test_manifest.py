@@ -121,6 +121,15 @@ def test_a_manifest_that_is_none_says_why(model, content, told):
         ),
         ({"preprocess": {"views": 3}}, "views"),
         ({"preprocess": {"views": []}}, "reduction"),
+        (
+            {
+                "preprocess": {
+                    "views": [{"name": "a", "kind": "whole", "height": 8, "width": 8}],
+                    "reduction": "halved-smoothed",
+                }
+            },
+            "'a' is halved-bilinear, but reduction is halved-smoothed",
+        ),
         ({"output": {"name": "q", "mapping": {"raw": [0, 1], "score": [0, 101]}}}, "0..100"),
         ({"output": {"name": "q", "mapping": {"raw": [0, 0], "score": [0, 1]}}}, "rising"),
         ({"output": {"name": "q", "mapping": {"raw": [0, 1e-300], "score": [0, 1]}}}, "rising"),

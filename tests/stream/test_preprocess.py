@@ -5,10 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dgiqa_stream.preprocess import ViewSpec, cut_view, make_batch, reduced_rgb, stored_region
+from dgiqa_stream.preprocess import (
+    ViewSpec,
+    _smooth,
+    cut_view,
+    make_batch,
+    reduced_rgb,
+    smoothing,
+    stored_region,
+)
 from dgiqa_stream.types import ColorMatrix, Crop, Planes
 
 WHOLE = ViewSpec("whole", "whole", 60, 80)
+SMOOTH = ViewSpec("smooth", "whole", 60, 80, reduction="halved-smoothed")
 GRID = ViewSpec("grid", "fragments", 64, 96, rows=2, columns=3)
 # E'Y = KR R + KG G + KB B; E'CB = (B - Y) / 1.8556…: written out from the Recommendations, not
 # taken from the code under test. (KR, KG, KB, B-Y divisor, R-Y divisor)
@@ -156,9 +165,82 @@ def test_whole_view_is_halved_then_bilinear(size):
     assert abs((out - wanted).mean()) < 0.6
 
 
+def smoothed(plane, length):
+    """The rule along the first axis in float: what is left of a plane once it is halved, weighted
+    so that white noise keeps 2/3 of its power over the ratio.
+    """
+    plane = plane.astype(float)
+    while len(plane) >= 2 * length:
+        plane = (plane[0 : len(plane) & ~1 : 2] + plane[1::2]) / 2
+    ratio = len(plane) / length
+    if ratio < 1:
+        return plane
+    a = (3 - np.sqrt(16 / ratio - 7)) / 8 if ratio > 1 else (4 - np.sqrt(8)) / 12
+    around = np.concatenate((plane[:1], plane, plane[-1:]))
+    return around[1:-1] * (1 - 2 * a) + (around[:-2] + around[2:]) * a
+
+
+@pytest.mark.parametrize("size", [(270, 480), (1080, 1920), (77, 501), (60, 90), (360, 41)])
+@pytest.mark.parametrize("bits", [8, 10, 16])
+def test_a_smoothed_view_is_that_of_the_rule(size, bits):
+    """Halvings, smoothing and bilinear sampling are those of the rule written in float, at most a
+    step of rounding each; an axis that grows is not smoothed.
+    """
+    dtype = np.uint8 if bits == 8 else np.uint16
+    luma = np.random.default_rng(0).integers(0, 1 << bits, size, dtype=dtype)
+    out = cut_view(Planes((luma,), full_range=True, bit_depth=bits), SMOOTH)[..., 0]
+    rows = halved_then_bilinear(smoothed(luma, 60), 60)
+    wanted = halved_then_bilinear(smoothed(rows.T, 80), 80).T * 2.0 ** (8 - bits)
+    assert np.abs(out - wanted).max() <= 3
+    assert abs((out - wanted).mean()) < 0.6
+
+
+def noise_left(side, view):
+    """Power of white noise in a view of a square of it, times the pixels that made one."""
+    noise = np.random.default_rng(side).integers(0, 256, (side, side), dtype=np.uint8)
+    power = cut_view(Planes((noise,), full_range=True), view)[..., 0].astype(float).var()
+    return power * (max(side, view.width) / view.width) ** 2
+
+
+@pytest.mark.parametrize("doubled", [128, 256, 512, 1024])
+def test_sharpness_does_not_jump_where_a_halving_begins(doubled):
+    """Around a view's very size, twice, four and eight times that, the power of white noise stays
+    what the reduction alone makes it, within 15 %; without smoothing it is halved at once.
+    """
+    sides = [doubled + n for n in (-9, -3, 0, 3, 9)]
+    for reduction, most in (("halved-smoothed", 1.15), ("halved-bilinear", 5.0)):
+        view = ViewSpec("v", "whole", 128, 128, reduction=reduction)
+        left = [noise_left(side, view) for side in sides]
+        assert max(left) / min(left) < most
+        if reduction == "halved-bilinear":
+            assert max(left) / min(left) > 2
+
+
+def test_a_smoothing_keeps_the_power_that_its_formula_says():
+    """The weights' power over all places is 2/3 over the ratio, to the rounding of 256ths."""
+    for num_in in range(129, 257, 7):
+        a = smoothing(num_in, 128) / 256
+        assert 2 / 3 - 2 * a + 8 / 3 * a * a == pytest.approx(2 / 3 * 128 / num_in, abs=0.004)
+    assert smoothing(256, 128) == 64
+    assert smoothing(127, 128) == 0
+
+
+@pytest.mark.parametrize("weight", range(1, 65))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_opencv_smooths_in_whole_numbers(weight, dtype):
+    """What the GPU's kernels do exactly, OpenCV's Gaussian of that deviation does exactly."""
+    side = next(n for n in range(100, 201) if smoothing(n, 100) >= weight)
+    weight = smoothing(side, 100)
+    plane = np.random.default_rng(weight).integers(0, np.iinfo(dtype).max + 1, (side, 31), dtype)
+    around = np.pad(plane.astype(np.int64), ((1, 1), (0, 0)), mode="edge")
+    wanted = around[1:-1] * (256 - 2 * weight) + (around[:-2] + around[2:]) * weight
+    np.testing.assert_array_equal(_smooth(plane, 100, 40), (wanted + 128) >> 8)
+
+
 @pytest.mark.parametrize("chroma", [(1, 1), (2, 2), (1, 2)])
 @pytest.mark.parametrize("size", [(1080, 1920), (895, 897), (250, 161)])
-def test_planes_are_reduced_as_if_alone(size, chroma):
+@pytest.mark.parametrize("view", [WHOLE, SMOOTH])
+def test_planes_are_reduced_as_if_alone(size, chroma, view):
     """Colour is, to the byte, what each plane reduced alone comes to, also where luma and chroma
     are halved a different number of times.
     """
@@ -168,11 +250,11 @@ def test_planes_are_reduced_as_if_alone(size, chroma):
     y, cb, cr = (rng.integers(0, 256, s, dtype=np.uint8) for s in (size, small, small))
     neutral = np.full(size, 128, np.uint8)
     alone = [  # of grey, R = G = B = luma
-        cut_view(Planes((plane,), full_range=True), WHOLE)[..., 0] for plane in (y, cb, cr)
+        cut_view(Planes((plane,), full_range=True), view)[..., 0] for plane in (y, cb, cr)
     ]
     wanted = cut_view(Planes(tuple(alone), full_range=True), ViewSpec("same", "whole", 60, 80))
-    np.testing.assert_array_equal(cut_view(Planes((y, cb, cr), full_range=True), WHOLE), wanted)
-    grey = cut_view(Planes((y, neutral, neutral), full_range=True), WHOLE)
+    np.testing.assert_array_equal(cut_view(Planes((y, cb, cr), full_range=True), view), wanted)
+    grey = cut_view(Planes((y, neutral, neutral), full_range=True), view)
     np.testing.assert_array_equal(grey, np.repeat(alone[0][..., None], 3, axis=2))
 
 
