@@ -13,7 +13,7 @@ rounding disturbs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dgiqa_stream.preprocess import Reduction
 from quant.calibration import Views
 from quant.correction import (
     constant_of,
@@ -48,6 +49,8 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the head is fitted. Saved in the artefact's manifest."""
 
+    reduction: Reduction | None = None
+    """How whole views are made small from this head on; as before unless given."""
     without_twins: bool = False
     """Whether training pictures with a twin among those for validation are left out."""
     leave_out: list[str] = []
@@ -77,12 +80,11 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Weight of the squared difference between the logits of the two precisions."""
     fall_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.5
     """Weight of what the pictures of ladders should get, beside 1 for rated ones."""
-    pseudo_mos_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
-    """How much pseudo-MOS says of a fall (in logits), where it is known; the head before this one
-    says the rest."""
     pseudo_mos_from_px: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Longer side from which on a picture falls as its pseudo-MOS says; of smaller ones the head
-    before this one says it."""
+    """Longer side from which on a picture falls as its pseudo-MOS says."""
+    pseudo_mos_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """How much pseudo-MOS says of a smaller one's fall (in logits); the head before this one says
+    the rest."""
     order_only: list[str] = []
     """Degradations whose falls the head before this one says, not pseudo-MOS."""
     ladder_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -90,7 +92,7 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ladder_margin: Annotated[float, msgspec.Meta(ge=0)] = 0.08
     """Logits by which one level more should lie lower."""
     seed: int = 1
-    version: int = 7
+    version: int = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +107,8 @@ class Labels:
     """0 is clean; of one ladder the higher is the worse."""
     pseudo_mos: Floats
     """Quality on 0..1 as full-reference measures say, 1 as good as clean; NaN where none said."""
+    share: Floats
+    """How much that says of a fall, 0..1; the head before this one says the rest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,23 +123,15 @@ class Features:
 def save_features(features: Features, path: Path) -> None:
     """Write them beside, then rename: a kill leaves no half file."""
     part = path.with_name(path.name + ".part.npz")
-    labels = features.labels
-    np.savez(
-        part,
-        of_float=features.of_float,
-        of_int8=features.of_int8,
-        mos=labels.mos,
-        ladder=labels.ladder,
-        level=labels.level,
-        pseudo_mos=labels.pseudo_mos,
-    )
+    labels = {field.name: getattr(features.labels, field.name) for field in fields(Labels)}
+    np.savez(part, of_float=features.of_float, of_int8=features.of_int8, **labels)
     part.replace(path)
 
 
 def load_features(path: Path) -> Features:
     """What :func:`save_features` wrote."""
     with np.load(path) as stored:
-        labels = Labels(stored["mos"], stored["ladder"], stored["level"], stored["pseudo_mos"])
+        labels = Labels(*(stored[field.name] for field in fields(Labels)))
         return Features(stored["of_float"], stored["of_int8"], labels)
 
 
@@ -258,7 +254,6 @@ def _anchored(
     taught: NDArray[np.float64],
     former: NDArray[np.float64],
     labels: Labels,
-    pseudo_mos_share: float,
 ) -> NDArray[np.float64]:
     """Logits to learn: on a ladder those of its mildest picture, and falls from there.
 
@@ -275,7 +270,8 @@ def _anchored(
         if not np.isnan(left).any():
             quality = 1 / (1 + np.exp(-taught[mildest]))
             measured = logits_of(quality * left) - taught[mildest]
-            fall = pseudo_mos_share * measured + (1 - pseudo_mos_share) * fall
+            share = labels.share[others]
+            fall = share * measured + (1 - share) * fall
         wanted[others] = taught[mildest] + fall
     return wanted
 
@@ -340,7 +336,7 @@ def refit_(
     )
     if former is None:
         former = _head_of(reference)(a)
-    wanted = _anchored(logits_of(teacher(a)), former, labels, config.pseudo_mos_share)
+    wanted = _anchored(logits_of(teacher(a)), former, labels)
     head = distil_heads(a, b, wanted, labels, config)
     _put(reference, head)
     weight = on_row_grid(head.hidden_weight * slope)  # so that the file can hold it as INT8

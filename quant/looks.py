@@ -101,24 +101,33 @@ def looks_at(data: TrainingData, views: Sequence[ViewSpec], settings: HeadConfig
         level += [record.level or 0 for record in ladders[chosen]]
     mos = [np.nan if r.mos is None else r.mos for _, r, _ in looks]
     unsure = {degradation(name).name for name in settings.order_only}
-    pseudo = [
-        np.nan if ladder[i] < 0 or kinds_of(r) & unsure else _pseudo_mos(r, settings)
+    share = [
+        0.0 if ladder[i] < 0 or kinds_of(r) & unsure else _share(r, settings)
         for i, (_, r, _) in enumerate(looks)
+    ]
+    pseudo = [
+        _pseudo_mos(r) if part else np.nan for (_, r, _), part in zip(looks, share, strict=True)
     ]
     labels = Labels(
         np.array(mos, np.float32),
         np.array(ladder),
         np.array(level),
         np.array(pseudo, np.float32),
+        np.array(share, np.float32),
     )
     return Looks(looks, labels, views)
 
 
-def _pseudo_mos(record: AnyRecord, settings: HeadConfig) -> float:
-    """NaN where a picture has none, or is too small for it to be taken."""
-    value = getattr(record, "pseudo_mos", None)
+def _share(record: AnyRecord, settings: HeadConfig) -> float:
+    """How much pseudo-MOS says of a picture's fall, by its size."""
     is_large = max(record.height, record.width) >= settings.pseudo_mos_from_px
-    return float(value) if is_large and value is not None else math.nan
+    return 1.0 if is_large else settings.pseudo_mos_share
+
+
+def _pseudo_mos(record: AnyRecord) -> float:
+    """NaN where a picture has none."""
+    value = getattr(record, "pseudo_mos", None)
+    return math.nan if value is None else float(value)
 
 
 def features_at(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distill.process import command_line
 from distill.say import say
+
+if TYPE_CHECKING:
+    from dgiqa_stream.manifest import PreprocessSpec
+    from dgiqa_stream.preprocess import Reduction
 
 
 def refit(
@@ -34,12 +38,17 @@ def refit(
         ),
     ] = None,
 ) -> None:
-    """Distil one head for both precisions from kernel ridge regression; rewrites both files."""
+    """Distil one head for both precisions from kernel ridge regression; rewrites both files.
+
+    Intervals and flags of unfamiliar pictures, which were fitted to the head before, are taken out:
+    `sure` makes new ones.
+    """
     import msgspec
 
     from dgiqa_stream.manifest import load_model
     from distill.data.training_data import open_packs
     from quant.export_onnx import write_successor
+    from quant.extra_outputs import remove_outputs_
     from quant.head import head_size, refit_
     from quant.looks import features_at, logits_on_ladders, looks_at
     from quant.proof.figures import read_graph
@@ -49,7 +58,9 @@ def refit(
     sources = [load_model(model), load_model(quantised)]
     former = None if falls_of is None else load_model(falls_of)
     reference, small = (read_graph(source) for source in sources)
-    views = sources[0].manifest.preprocess.views
+    fewer = [remove_outputs_(graph) for graph in (reference, small)]
+    preprocess = _reduced(sources[0].manifest.preprocess, settings.reduction)
+    views = preprocess.views
     looks = looks_at(open_packs(packs, shards), views, settings)
     features = features_at(looks, reference, small, cache=cache)
     falls = None if former is None else logits_on_ladders(former, looks)
@@ -58,10 +69,29 @@ def refit(
     step: dict[str, object] = {"step": "refit", "settings": msgspec.to_builtins(settings)}
     if former is not None:
         step["falls_of"] = former.manifest.sha256
-    for graph, source in zip((reference, small), sources, strict=True):
+    for graph, source, removed in zip((reference, small), sources, fewer, strict=True):
         was = msgspec.structs.replace(
-            source.manifest, num_parameters=source.manifest.num_parameters + grown
+            source.manifest,
+            num_parameters=source.manifest.num_parameters + grown - removed,
+            preprocess=preprocess,
+            interval=None,
+            domain=None,
         )
         write_successor(graph, source.path, was, step=step, made_by=command_line())
+        if removed:
+            say(f"{source.path.name} has lost its interval and flag: `dgiqa-quant sure` comes next")
     num_looks = len(features.labels.mos)
     say(f"{model.name} and {quantised.name}: one head, distilled on {num_looks} looks")
+
+
+def _reduced(preprocess: PreprocessSpec, reduction: Reduction | None) -> PreprocessSpec:
+    """The same views, whole ones made small as told; as they are unless told."""
+    import msgspec
+
+    if reduction is None:
+        return preprocess
+    views = [
+        msgspec.structs.replace(view, reduction=reduction) if view.kind == "whole" else view
+        for view in preprocess.views
+    ]
+    return msgspec.structs.replace(preprocess, views=views, reduction=reduction)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -44,7 +46,12 @@ def features():
 def rated_only(mos: np.ndarray) -> Labels:
     """Labels of pictures that are in no ladder."""
     nothing = np.zeros(len(mos), np.int64)
-    return Labels(mos.astype(np.float32), nothing - 1, nothing, unknown(len(mos)))
+    return Labels(mos.astype(np.float32), nothing - 1, nothing, unknown(len(mos)), wholly(len(mos)))
+
+
+def wholly(number: int, share: float = 1.0) -> np.ndarray:
+    """How much pseudo-MOS says, the same for all."""
+    return np.full(number, share, np.float32)
 
 
 def unknown(number: int) -> np.ndarray:
@@ -139,6 +146,7 @@ def test_the_head_keeps_ladders_in_order(features):
         number,
         np.concatenate([np.zeros(200, int), level[:320]]),
         unknown(520),
+        wholly(520),
     )
     shares = []
     for weight in (0.0, 20.0):
@@ -162,8 +170,9 @@ def test_a_ladder_falls_from_the_teachers_level_as_the_former_head_fell():
         np.array([-1, 0, 0, 0]),
         np.array([0, 0, 1, 2]),
         unknown(4),
+        wholly(4),
     )
-    np.testing.assert_allclose(_anchored(taught, former, labels, 1.0), [0.3, 1.0, -0.5, -3.0])
+    np.testing.assert_allclose(_anchored(taught, former, labels), [0.3, 1.0, -0.5, -3.0])
 
 
 def test_a_ladder_with_pseudo_mos_falls_by_it():
@@ -178,11 +187,14 @@ def test_a_ladder_with_pseudo_mos_falls_by_it():
         np.array([0, 0, 0, 1, 1]),
         np.array([0, 1, 2, 0, 1]),
         np.array([1.0, 0.5, 0.25, np.nan, np.nan], np.float32),
+        wholly(5),
     )
-    wanted = _anchored(taught, former, labels, 1.0)
+    wanted = _anchored(taught, former, labels)
     np.testing.assert_allclose(1 / (1 + np.exp(-wanted[:4])), [0.8, 0.4, 0.2, 0.6], rtol=1e-6)
     assert wanted[4] == pytest.approx(taught[3] - 1.0)
-    mixed, by_head = (_anchored(taught, former, labels, share) for share in (0.25, 0.0))
+    mixed, by_head = (
+        _anchored(taught, former, replace(labels, share=wholly(5, share))) for share in (0.25, 0.0)
+    )
     np.testing.assert_allclose(by_head, taught[[0, 0, 0, 3, 3]] + [0, -4, -4, 0, -1])
     np.testing.assert_allclose(mixed, 0.25 * wanted + 0.75 * by_head)
 

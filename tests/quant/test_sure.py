@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -151,6 +153,7 @@ def known() -> Known:
         np.concatenate([np.full(1000, -1), np.repeat(np.arange(40), 5)]),
         np.concatenate([np.zeros(1000, int), level]),
         np.concatenate([nan, 1 - level / 8]).astype(np.float32),
+        np.ones(1200, np.float32),
     )
     of_float = np.concatenate([x, x * 1.01, ladders]).astype(np.float32)
     of_int8 = (of_float * 0.9 + 0.05).astype(np.float32)
@@ -229,7 +232,7 @@ def test_what_a_ladder_says_of_errors(known):
     wanted = np.hypot(quality[1000:1005] - quality[1000] * share, alone.mean() * share)
     np.testing.assert_allclose(errors[1000:1005], wanted, atol=1e-5)
     labels = known.looks.labels
-    silent = Labels(labels.mos, labels.ladder, labels.level, labels.pseudo_mos * np.nan)
+    silent = replace(labels, pseudo_mos=labels.pseudo_mos * np.nan)
     unsaid = look_errors(graph, Features(known.looks.of_float, known.looks.of_int8, silent), HEAD)
     assert np.isnan(unsaid[1001:1005]).all()
     assert unsaid[1000] == pytest.approx(alone.mean())

@@ -232,7 +232,9 @@ def test_ladders_that_are_left_out_are_not_looked_at(packs, specs):
 
 
 def test_only_large_pictures_fall_by_their_pseudo_mos(packs, specs, tmp_path):
-    """``pseudo_mos_from_px``: below that longer side no pseudo-MOS is taken, from it on each is."""
+    """``pseudo_mos_from_px``: from that longer side on pseudo-MOS says all of a fall; below it
+    ``pseudo_mos_share`` of it, and nothing unless that is given.
+    """
     writer, sides = ShardWriter(tmp_path, "shard-00000"), (64, 128)
     for side in sides:
         for level in range(3):
@@ -256,6 +258,10 @@ def test_only_large_pictures_fall_by_their_pseudo_mos(packs, specs, tmp_path):
         looks = looks_at(data, specs, settings)
         seen = looks.labels.pseudo_mos[looks.labels.ladder >= 0]
         assert np.isfinite(seen).sum() == known
+        assert looks.labels.share.sum() == known
+        settings = HeadConfig(num_looks=1, pseudo_mos_from_px=from_px, pseudo_mos_share=0.25)
+        shares = looks_at(data, specs, settings).labels.share
+        assert shares.sum() == known + 0.25 * (6 - known)
 
 
 def test_falls_are_those_of_another_student(files, write, packs, specs, tmp_path):
@@ -285,6 +291,34 @@ def test_falls_are_those_of_another_student(files, write, packs, specs, tmp_path
         assert np.abs(falls(path) - wanted).max() < 0.1 * largest
         step = load_model(path).manifest.history[-1]
         assert step["falls_of"] == load_model(other).manifest.sha256
+
+
+def test_a_sure_student_is_refitted_to_another_reduction(files, packs, capsys):
+    """A file with an interval gets a new head for whole views made small another way: the interval
+    and its parameters are gone, which is said, the views are those told, the trunk's parameters are
+    counted as before, and `sure` takes the files again.
+    """
+    *models, config = files
+    plain = [load_model(path).manifest.num_parameters for path in models]
+    sure(*models, config=config, packs=packs)
+    lines = "\nwidth = 4\nnum_heads = 1\nnum_steps = 5\nreduction = 'halved-smoothed'\n"
+    other = config.with_name("head.toml")
+    other.write_text("[head]\nnum_looks = 1\nnum_ladders = 3\nladders_at_once = 3\n" + lines)
+    capsys.readouterr()
+    refit(*models, config=other, packs=packs)
+    told = capsys.readouterr()
+    assert "has lost its interval and flag" in told.err + told.out
+    for path, before in zip(models, plain, strict=True):
+        manifest = load_model(path).manifest
+        assert (manifest.interval, manifest.domain) == (None, None)
+        whole, fragments = manifest.preprocess.views
+        assert (whole.reduction, fragments.reduction) == ("halved-smoothed", "halved-bilinear")
+        assert manifest.preprocess.reduction == "halved-smoothed"
+        assert [step["step"] for step in manifest.history] == ["train", "sure", "refit"]
+        assert manifest.num_parameters < before + 100
+        assert all(p.interval is None for p in predictions(path))
+    sure(*models, config=config, packs=packs)
+    assert load_model(models[1]).manifest.interval
 
 
 @pytest.mark.parametrize(
