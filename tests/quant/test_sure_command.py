@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 
 import numpy as np
@@ -12,6 +14,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("PIL")
 
 from onnx import helper, numpy_helper  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from dgiqa_stream.errors import ConfigError  # noqa: E402
 from dgiqa_stream.manifest import load_model  # noqa: E402
@@ -22,6 +25,7 @@ from distill.data.training_data import open_packs  # noqa: E402
 from quant.cli import main  # noqa: E402
 from quant.export_onnx import write_model  # noqa: E402
 from quant.head import HeadConfig  # noqa: E402
+from quant.leave_out_command import _without  # noqa: E402
 from quant.looks import logits_on_ladders, looks_at  # noqa: E402
 from quant.refit_command import refit  # noqa: E402
 from quant.sure_command import sure  # noqa: E402
@@ -321,6 +325,58 @@ def test_a_sure_student_is_refitted_to_another_reduction(files, packs, capsys):
     assert load_model(models[1]).manifest.interval
 
 
+def test_heads_are_judged_by_what_they_were_not_taught(files, packs, tmp_path, monkeypatch, capsys):
+    """Each fold's head has no ladder of its kinds, and these are what it is judged by: of two
+    kinds, one known to the trunk, the other's steps alone count as unseen. Both files stay as they
+    were, and too few kinds are one line.
+    """
+    *models, config = files
+    config.write_text("[head]\nnum_looks = 1\nnum_heads = 1\nnum_steps = 20\nwidth = 4\n")
+    kinds, writer = ("gaussian_blur", "jpeg"), ShardWriter(tmp_path, "shard-00000")
+    for content, kind in itertools.product(("a", "b"), kinds):
+        for level in range(3):
+            name = kind if level else "clean"
+            if not level and kind == "jpeg":
+                continue
+            record = ShardRecord(
+                f"{content}/{name}/{level}",
+                content,
+                "train",
+                "pristine",
+                pseudo_mos=1 - level / 4,
+                degradation=name,
+                level=level,
+            )
+            writer.add(record, picture(ord(content)) // (1 + level))
+    writer.flush()
+    about = {"made_by": "test", "settings": {}, "sources": [], "versions": {}}
+    made = Manifest(num_pictures={"train": 10}, shards=writer.written, left_out=[], **about)
+    write_json(tmp_path / "manifest.json", made)
+    looks = looks_at(open_packs(packs, tmp_path), load_model(models[0]).manifest.preprocess.views,
+                     HeadConfig(num_looks=1))  # fmt: skip
+    for kind in kinds:
+        kept = [looks.drawn[i][1] for i in _without(looks, [kind])]
+        shown = {record.degradation for record in kept if record.content in ("a", "b")}
+        assert shown == {"clean", *kinds} - {kind}
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    for name in ("clic_1", "clic_2"):
+        Image.fromarray(picture(len(name)).repeat(4, 0).repeat(4, 1)).save(clean / f"{name}.png")
+    before = [path.read_bytes() for path in models]
+    words = ["leave-out", *models, "--config", config, "--packs", packs, "--shards", tmp_path]
+    words += ["--pristine", clean, "--folds", 2, "-o", tmp_path / "r.json", "--kind", "jpeg"]
+    assert ended(monkeypatch, [*words, "--known-to-trunk", "jpeg", "--kind", kinds[0]]) == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["settings"]["folds"] == [["gaussian_blur"], ["jpeg"]]
+    steps = {name: row["num_steps"] for name, row in found["by_kind"].items()}
+    assert set(steps) == set(kinds)
+    assert found["unseen"]["num_steps"] == steps["gaussian_blur"] < found["all"]["num_steps"]
+    assert [path.read_bytes() for path in models] == before
+    capsys.readouterr()
+    assert ended(monkeypatch, words) == 2
+    assert "too few for --folds 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "told", "code"),
     [
@@ -354,7 +410,11 @@ def test_a_model_without_the_quality_head_is_one_line(write, files, packs, monke
 
 def call(monkeypatch, model, quantised, config, packs) -> int:
     """The exit code of the command line."""
-    words = ["sure", model, quantised, "--config", config, "--packs", packs]
+    return ended(monkeypatch, ["sure", model, quantised, "--config", config, "--packs", packs])
+
+
+def ended(monkeypatch, words) -> int:
+    """The exit code of `dgiqa-quant`."""
     monkeypatch.setattr(sys, "argv", ["dgiqa-quant", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         main()
