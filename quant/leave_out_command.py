@@ -61,8 +61,9 @@ def leave_out(
 ) -> None:
     """Fit heads that were not taught some kinds of damage, and judge them on those kinds.
 
-    Kinds are dealt to the folds in turn. The shipped head, taught all of them, is none of these
-    heads: they say how such a head orders damage that is in no ladder of its own.
+    Kinds are dealt to the folds in turn; those that the settings leave out no head is taught. The
+    shipped head is none of these: they say how such a head orders damage that is in no ladder of
+    its own.
     """
     from datetime import UTC, datetime
 
@@ -94,9 +95,7 @@ def leave_out(
         )
     paths = unseen_paths(pristine, number=contents)
     settings = load_int8_config(config).head
-    settings = msgspec.structs.replace(
-        settings, leave_out=[], num_heads=heads or settings.num_heads
-    )
+    settings = msgspec.structs.replace(settings, num_heads=heads or settings.num_heads)
     sources = [load_model(model), load_model(quantised)]
     graphs = [read_graph(source) for source in sources]
     for graph in graphs:
