@@ -68,6 +68,12 @@ FLOORS: tuple[Floor, ...] = (
         0.85,
     ),
     Floor(
+        "damage that takes turns at being left out of the head's training, steps falling",
+        "leave_out.unseen.share_falling",
+        "share",
+        0.85,
+    ),
+    Floor(
         "static scenes, largest standard deviation over frames",
         "static.largest_stdev_points",
         "points",
@@ -110,6 +116,30 @@ def figure(result: Mapping[str, Any], path: str) -> Figure | None:
     if not isinstance(found, Mapping):
         return Figure(float(found))
     return Figure(found["value"], found["low"], found["high"])
+
+
+def with_left_out(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Robustness results, each with what ``dgiqa-quant leave-out`` found of the same model.
+
+    Raises :class:`ConfigError` for a result of another kind, and for one of ``leave-out`` whose
+    model is that of no robustness result.
+    """
+    found = [dict(result) for result in results if result["kind"] == "robustness"]
+    for result in results:
+        if result["kind"] == "robustness":
+            continue
+        if result["kind"] != "leave_out":
+            raise ConfigError(f"a result of `judge {result['kind']}` has no floors")
+        model = result["model"]
+        same = [other for other in found if other["model"]["sha256"] == model["sha256"]]
+        if not same:
+            raise ConfigError(
+                f"what was left out is of {model['id']} {model['sha256'][:12]}, of which no "
+                "robustness result is given: give that one beside it"
+            )
+        for other in same:
+            other["sections"] = {**other["sections"], "leave_out": result}
+    return found
 
 
 def floors_table(results: Sequence[Mapping[str, Any]]) -> str:
@@ -159,7 +189,7 @@ def with_tables(text: str, read: Callable[[str], Mapping[str, Any]]) -> str:
         )
 
     def made_anew(match: re.Match[str]) -> str:
-        table = floors_table([read(name) for name in match["names"].split()])
+        table = floors_table(with_left_out([read(name) for name in match["names"].split()]))
         return f"{match['begin']}\n{table}\n{match['end']}"
 
     return _MARKED.sub(made_anew, text)

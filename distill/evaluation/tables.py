@@ -158,9 +158,15 @@ def _robustness(result: Mapping[str, Any]) -> list[str]:
     lines = [f"**{result['model']['id']}** {result['model']['version']}, 95 % intervals", ""]
     lines += [floors_table([result])]
     if found:
-        heads = ["ladder", "in training", "contents", "steps falling", "drop, points"]
-        lines += _table(heads, [_fall(name, row) for name, row in found.items()])
+        lines += _table(_FALLS, [_fall(name, row) for name, row in found.items()])
     return lines + [f"Not measured: {name}: {why}." for name, why in result["left_out"].items()]
+
+
+def _leave_out(result: Mapping[str, Any]) -> list[str]:
+    """Every kind of damage, and together those that the head of their turn was not taught."""
+    rows = [_fall(name, row) for name, row in result["by_kind"].items()]
+    rows.append(_fall("all that the trunk did not know", result["unseen"]))
+    return [f"**{result['model']['id']}**, 95 % intervals", "", *_table(_FALLS, rows)]
 
 
 def _fall(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -170,7 +176,13 @@ def _fall(name: str, row: Mapping[str, Any]) -> list[str]:
     return [name, seen, str(row["num_contents"]), shown, f"{row['drop_points']['value']:.1f}"]
 
 
-_MARKDOWN = {"pictures": _pictures, "clips": _clips, "robustness": _robustness}
+_MARKDOWN = {
+    "pictures": _pictures,
+    "clips": _clips,
+    "robustness": _robustness,
+    "leave_out": _leave_out,
+}
+_FALLS = ["ladder", "in training", "contents", "steps falling", "drop, points"]
 _HEADS = ["n", "SRCC", "PLCC (logistic 4)", "PLCC (logistic 5)", "KRCC", "RMSE (logistic 5)"]
 
 

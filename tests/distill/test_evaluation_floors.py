@@ -12,8 +12,16 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 
 import distill
+from dgiqa_stream.errors import ConfigError
 from distill.evaluation import commands
-from distill.evaluation.floors import FLOORS, Floor, figure, floors_table, with_tables
+from distill.evaluation.floors import (
+    FLOORS,
+    Floor,
+    figure,
+    floors_table,
+    with_left_out,
+    with_tables,
+)
 from distill.evaluation.tables import markdown, read_result
 
 HERE = Path(__file__).parents[2]
@@ -80,10 +88,15 @@ def test_a_flag_that_a_model_lacks_is_not_measured():
 
 
 def test_floors_are_of_figures_that_there_are():
-    """Every floor's path leads to a figure of the released result, which leaves no section out."""
-    result = read_result(RESULTS / "robustness-0.5.0.json")
-    assert [floor.path for floor in FLOORS if figure(result, floor.path) is None] == []
-    assert result["left_out"] == {}
+    """Every floor's path leads to a figure of the released result, which leaves no section out. Its
+    head was taught all damage, so the unseen kinds are those of a head before.
+    """
+    result, former = (read_result(RESULTS / f"robustness-0.{n}.0.json") for n in (6, 5))
+    [whole] = with_left_out([result, read_result(RESULTS / "leave-out-0.6.0.json")])
+    lacking = [floor.path for floor in FLOORS if figure(whole, floor.path) is None]
+    assert lacking == ["degradations.unseen.share_falling"]
+    assert figure(former, lacking[0]) is not None
+    assert whole["left_out"] == {}
 
 
 def test_the_printed_result_has_ladders_and_gaps(tmp_path):
@@ -112,6 +125,26 @@ def test_a_page_is_made_anew_between_its_marks():
     assert with_tables(made, {"r.json": result}.__getitem__) == made
     with pytest.raises(Exception, match="floors of"):
         with_tables("# A\n", {}.__getitem__)
+
+
+def test_what_a_head_was_not_taught_stands_beside_what_it_was():
+    """A result of leave-out goes into the column of the model it is of; one of another model, or
+    a result that has no floors, is refused.
+    """
+    robust = result_of(codecs={"all": {"share_falling": share(0.98)}})
+    robust["model"]["sha256"] = "ab" * 32
+    left_out = {
+        "kind": "leave_out",
+        "model": {"id": "tiny", "sha256": "ab" * 32},
+        "unseen": {"share_falling": share(0.8)},
+    }
+    table = floors_table(with_left_out([robust, left_out]))
+    assert "≥ 85 % | **80.0 % (79.0 to 81.0), not met** |" in table
+    assert table.count("| floor |") == 1
+    with pytest.raises(ConfigError, match="of tiny cdcdcdcdcdcd, of which no"):
+        with_left_out([robust, {**left_out, "model": {"id": "tiny", "sha256": "cd" * 32}}])
+    with pytest.raises(ConfigError, match="judge pictures"):
+        with_left_out([robust, {"kind": "pictures"}])
 
 
 def test_the_command_writes_a_page(tmp_path):
