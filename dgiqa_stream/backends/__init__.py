@@ -141,7 +141,8 @@ def open_backend(
     takes ``is_strict`` is told it. Raises :class:`BackendUnavailable` where the engine or device is
     absent and, where it is ``strict``, where something else would run than what ``auto`` is to
     find; :class:`ConfigError` where the engine has no such option, or the device is none. Another
-    engine or device in its place is told in one warning; ONNX Runtime on a CPU is not.
+    engine or device in its place is told in one warning; ONNX Runtime on a CPU is not. INT8 for
+    TensorRT that comes to a CPU without being asked for it is told of, too.
     """
     if backend in BACKENDS:  # before a package is loaded; others may know other devices
         refuse_unknown_device(device)
@@ -156,6 +157,11 @@ def open_backend(
     is_usual = backend == "onnxruntime" and status.active.startswith(f"{backend}:")  # on a CPU
     if status.reason and not is_usual:
         _logger.warning("%s runs as %s: %s", backend, status.active, status.reason)
+    if model.manifest.target == "tensorrt" and device != "cpu" and ":cpu" in status.active:
+        _logger.warning(
+            "%s is INT8 for TensorRT and is slow on a CPU: --model student is made for one",
+            model.path.name,
+        )
     return opened
 
 

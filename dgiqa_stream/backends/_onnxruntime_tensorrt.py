@@ -41,7 +41,7 @@ def open_model(
 def _why_without(model: LoadedModel) -> str:
     return (
         f"{model.path.name} is INT8 for {model.manifest.target}: TensorRT takes --model "
-        "student-fp32, or what `dgiqa-quant int8 --target tensorrt` makes"
+        "student-fp32 or student-tensorrt"
     )
 
 

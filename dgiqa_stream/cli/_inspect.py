@@ -70,10 +70,13 @@ def models(
         json.dump({n: msgspec.to_builtins(m) for n, m in loaded.items()}, sys.stdout, indent=1)
         sys.stdout.write("\n")
         return
-    sys.stdout.write("name\tversion\tprecision\tparameters\tbytes\tlicence\tsha256\n")
+    sys.stdout.write("name\tversion\tprecision\tmade for\tparameters\tbytes\tlicence\tsha256\n")
     for name, m in loaded.items():
         shown = f"{name} (default)" if name == DEFAULT_MODEL else name
-        fields = (m.version, m.precision, m.num_parameters, m.size_bytes, m.licence, m.sha256[:12])
+        fields = (
+            *(m.version, m.precision, m.target),
+            *(m.num_parameters, m.size_bytes, m.licence, m.sha256[:12]),
+        )
         sys.stdout.write("\t".join(map(str, (shown, *fields))) + "\n")
 
 

@@ -184,6 +184,21 @@ def test_the_shipped_student_is_int8_for_tensorrt(run_graph):
     assert difference.mean() < 6
 
 
+def test_the_shipped_flavour_breaks_no_rule():
+    """The package's own INT8 for TensorRT is of the float model that ships beside it, every
+    convolution of it INT8; the report beside it is of this very file, and no rule is broken.
+    """
+    source, of_float = load_model("student-tensorrt"), load_model("student-fp32")
+    beside = source.path.with_name("student-tensorrt.check.json")
+    report = msgspec.json.decode(beside.read_bytes())
+    assert source.manifest.target == "tensorrt"
+    assert source.manifest.history[-1]["from_sha256"] == of_float.manifest.sha256
+    assert report["sha256"] == source.manifest.sha256
+    assert report["num_int8_convolutions"] == report["num_convolutions"] > 0
+    assert report["violations"] == []
+    assert check_tensorrt(onnx.load(source.path)) == []
+
+
 def test_shared_weights_are_stored_as_trained(tiny, quantised):
     """int8 weights times their scales are the float weights to half a step."""
     view = GraphView(quantised)

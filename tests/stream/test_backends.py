@@ -53,6 +53,21 @@ def test_an_unknown_backend_is_named_with_those_that_exist(model):
         open_backend(model, backend="tpu")
 
 
+@pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")
+def test_int8_for_tensorrt_on_a_cpu_is_told_once(model, caplog):
+    """What comes to the CPU by itself is told of, with the model to take; who asks for the CPU
+    knows, and other models are not spoken of.
+    """
+    for_tensorrt = load_model("student-tensorrt")
+    for opened in ((for_tensorrt, "cpu"), (model, "auto")):
+        open_backend(opened[0], device=opened[1]).close()
+    assert caplog.text == ""
+    open_backend(for_tensorrt).close()
+    [told] = caplog.records
+    assert "student-tensorrt.onnx is INT8 for TensorRT" in told.message
+    assert "--model student " in told.message
+
+
 @pytest.mark.parametrize("device", ["tpu", "CPU", "cuda:", "cuda:x", "cpu:0", ""])
 def test_an_unknown_device_is_refused(model, device):
     """What is neither auto, cpu, cuda nor cuda:N is a ConfigError that says so."""

@@ -158,7 +158,7 @@ def test_int8_for_cpus_runs_without_tensorrt(built_with, caplog):
     backend = open_backend(student, backend="onnxruntime-tensorrt", device="cuda")
     assert backend.status.requested == "onnxruntime-tensorrt:cuda"
     assert backend.status.active == "onnxruntime:cuda"
-    assert "--target tensorrt" in backend.status.reason
+    assert "takes --model student-fp32 or student-tensorrt" in backend.status.reason
     assert [p if isinstance(p, str) else p[0] for p in asked[0]] == [CUDA, CPU]
     (told,) = caplog.messages
     assert told == f"onnxruntime-tensorrt runs as onnxruntime:cuda: {backend.status.reason}"
