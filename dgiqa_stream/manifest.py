@@ -47,6 +47,16 @@ class PreprocessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"view {view.name!r} is {view.reduction}, but reduction is {self.reduction}"
                 )
 
+    def reduced_by(self, reduction: Reduction | None) -> PreprocessSpec:
+        """The same views, whole ones made small as told; this where nothing is told."""
+        if reduction is None:
+            return self
+        views = [
+            msgspec.structs.replace(view, reduction=reduction) if view.kind == "whole" else view
+            for view in self.views
+        ]
+        return msgspec.structs.replace(self, views=views, reduction=reduction)
+
 
 class ScoreMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From the network's output to the 0-100 score: straight lines between rising points."""

@@ -58,9 +58,11 @@ class ViewSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reduction: Reduction = "halved-bilinear"
 
     def __post_init__(self) -> None:
-        """Refuse a grid that does not divide the view into even fragments."""
+        """Refuse a grid of uneven fragments, and fragments that are reduced."""
         if self.kind == "whole" and (self.rows, self.columns) != (1, 1):
             raise ValueError(f"view {self.name!r} is whole: rows and columns must be 1")
+        if self.kind == "fragments" and self.reduction != "halved-bilinear":
+            raise ValueError(f"view {self.name!r} is fragments, which no reduction makes small")
         if self.height % (2 * self.rows) or self.width % (2 * self.columns):
             raise ValueError(
                 f"view {self.name!r}: {self.height}x{self.width} is not a grid of "

@@ -69,6 +69,16 @@ def head_nodes(graph: onnx.ModelProto) -> tuple[onnx.NodeProto, onnx.NodeProto]:
     return gemms[0], gemms[1]
 
 
+def parts_before(graph: onnx.ModelProto, tensor: str) -> list[onnx.NodeProto | onnx.TensorProto]:
+    """The nodes and initialisers that a tensor is computed from, in the graph's order."""
+    wanted, nodes = {tensor}, []
+    for node in reversed(graph.graph.node):  # sorted, so makers come before readers
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    return [*reversed(nodes), *(t for t in graph.graph.initializer if t.name in wanted)]
+
+
 def outputs_of(
     graph: onnx.ModelProto, tensor: str, calibration: Iterable[Views]
 ) -> NDArray[np.float64]:

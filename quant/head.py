@@ -12,7 +12,9 @@ rounding disturbs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -25,12 +27,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dgiqa_stream.preprocess import Reduction
+from dgiqa_stream.errors import ConfigError
+from dgiqa_stream.preprocess import Reduction, ViewSpec
 from quant.calibration import Views
 from quant.correction import (
     constant_of,
     head_nodes,
     outputs_of_each,
+    parts_before,
     regression_lines,
     replace_constant,
 )
@@ -110,6 +114,10 @@ class Labels:
     share: Floats
     """How much that says of a fall, 0..1; the head before this one says the rest."""
 
+    def at(self, chosen: NDArray[np.int64]) -> Labels:
+        """Those of some looks, in that order; ladders keep their numbers."""
+        return Labels(*(getattr(self, field.name)[chosen] for field in fields(Labels)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
@@ -120,19 +128,49 @@ class Features:
     labels: Labels
 
 
-def save_features(features: Features, path: Path) -> None:
-    """Write them beside, then rename: a kill leaves no half file."""
+def save_features(features: Features, path: Path, *, origin: str) -> None:
+    """Write them beside, then rename: a kill leaves no half file.
+
+    ``origin`` says what they were measured with: :func:`origin_of`.
+    """
     part = path.with_name(path.name + ".part.npz")
-    labels = {field.name: getattr(features.labels, field.name) for field in fields(Labels)}
-    np.savez(part, of_float=features.of_float, of_int8=features.of_int8, **labels)
+    stored = {field.name: getattr(features.labels, field.name) for field in fields(Labels)}
+    stored |= {"of_float": features.of_float, "of_int8": features.of_int8}
+    np.savez(part, origin=np.array(origin), **stored)
     part.replace(path)
 
 
-def load_features(path: Path) -> Features:
-    """What :func:`save_features` wrote."""
-    with np.load(path) as stored:
-        labels = Labels(*(stored[field.name] for field in fields(Labels)))
-        return Features(stored["of_float"], stored["of_int8"], labels)
+def load_features(path: Path, *, origin: str) -> Features:
+    """What :func:`save_features` wrote.
+
+    Raises :class:`ConfigError` where the file holds something else, or features of another origin.
+    """
+    try:
+        with np.load(path) as stored:
+            found = str(stored["origin"])
+            labels = Labels(*(stored[field.name] for field in fields(Labels)))
+            features = Features(stored["of_float"], stored["of_int8"], labels)
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as exc:
+        raise ConfigError(
+            f"{path.name} holds no features that this version kept ({exc}): give another --cache"
+        ) from exc
+    if found != origin:
+        raise ConfigError(
+            f"{path.name} has features of other models or views: give the models that it was made "
+            "with and the same head.reduction, or another --cache"
+        )
+    return features
+
+
+def origin_of(
+    reference: onnx.ModelProto, quantised: onnx.ModelProto, views: Sequence[ViewSpec]
+) -> str:
+    """SHA-256 of the views and of what both graphs compute before their heads, in hex."""
+    digest = hashlib.sha256(msgspec.json.encode(list(views)))
+    for graph in (reference, quantised):
+        for part in parts_before(graph, head_nodes(graph)[0].input[0]):
+            digest.update(part.SerializeToString(deterministic=True))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

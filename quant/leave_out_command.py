@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     import onnx
     from numpy.typing import NDArray
 
-    from dgiqa_stream.manifest import LoadedModel
+    from dgiqa_stream.manifest import LoadedModel, ModelManifest
+    from distill.data.training_data import TrainingData
     from distill.evaluation.degradation_ladders import Scores
     from quant.head import Features, HeadConfig
     from quant.looks import Looks
+
+_SEED = 1  # of the ladders that heads are judged on
 
 
 def leave_out(
@@ -44,26 +47,29 @@ def leave_out(
         typer.Option(help="A degradation that the trunk learnt from: judged, but not as unseen."),
     ] = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="Leave out and judge this one, not all; repeat it.")
+        list[str] | None, typer.Option(help="Judge this degradation; repeat it.  [default: all]")
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts that take turns at being left out.")] = 5,
     heads: Annotated[
         int | None, typer.Option(min=1, help="Heads for each fold; as the settings say by default.")
     ] = None,
-    contents: Annotated[int, typer.Option(min=1, help="Unseen pictures.")] = 24,
-    contents_per_kind: Annotated[int, typer.Option(min=1, help="For each degradation.")] = 12,
+    contents: Annotated[int, typer.Option(min=1, help="Number of unseen pictures.")] = 24,
+    contents_per_kind: Annotated[
+        int, typer.Option(min=1, help="Of them, those that each degradation is judged on.")
+    ] = 12,
     cache: Annotated[
         Path | None, typer.Option(help="Keep the features in this .npz, as `refit` does.")
     ] = None,
     falls_of: Annotated[
-        str | None, typer.Option(help="As of `refit`: who says how far pictures fall.")
+        str | None,
+        typer.Option(help="Student whose falls on ladders are kept; the float model's own."),
     ] = None,
 ) -> None:
     """Fit heads that were not taught some kinds of damage, and judge them on those kinds.
 
-    Kinds are dealt to the folds in turn; those that the settings leave out no head is taught. The
-    shipped head is none of these: they say how such a head orders damage that is in no ladder of
-    its own.
+    Kinds are dealt to the folds in turn; no head is taught the kinds that the settings leave out.
+    The shipped head is none of these: they say how a head made like it orders damage that it knows
+    no ladder of.
     """
     from datetime import UTC, datetime
 
@@ -72,11 +78,8 @@ def leave_out(
     from dgiqa_stream.manifest import load_model
     from distill.data.training_data import open_packs
     from distill.evaluate import machine
-    from distill.evaluation.degradation_ladders import (
-        picture_kinds,
-        refuse_unknown,
-        sum_up_degradations,
-    )
+    from distill.evaluation.degradation_ladders import picture_kinds, sum_up_degradations
+    from distill.evaluation.ladders import TOLERANCE_POINTS
     from distill.evaluation.pictures import rounded
     from distill.evaluation.tables import write_result
     from distill.evaluation.unseen import unseen_paths
@@ -85,40 +88,52 @@ def leave_out(
     from quant.proof.figures import read_graph
     from quant.ptq import load_int8_config
 
-    refuse_unknown([*(kind or ()), *(known_to_trunk or ())], among=picture_kinds())
     kinds = [name for name in picture_kinds() if name in (kind or picture_kinds())]
     unseen = [name for name in kinds if name not in (known_to_trunk or ())]
-    if len(kinds) < folds or not unseen:
-        raise ConfigError(
-            f"{len(kinds)} kinds of damage, {len(unseen)} of them unknown to the trunk, are too "
-            f"few for --folds {folds}: name more of them, or fewer --known-to-trunk"
-        )
+    _refuse_kinds(kinds, unseen, [*(kind or ()), *(known_to_trunk or ())], folds=folds)
+    _refuse_unwritable(output)
+    sources = [load_model(model), load_model(quantised)]
+    _refuse_other_precisions(*sources)
+    former = None if falls_of is None else load_model(falls_of)
     paths = unseen_paths(pristine, number=contents)
     settings = load_int8_config(config).head
     settings = msgspec.structs.replace(settings, num_heads=heads or settings.num_heads)
-    sources = [load_model(model), load_model(quantised)]
+    preprocess = sources[0].manifest.preprocess.reduced_by(settings.reduction)
     graphs = [read_graph(source) for source in sources]
     for graph in graphs:
         remove_outputs_(graph)
-    looks = looks_at(open_packs(packs, shards), sources[0].manifest.preprocess.views, settings)
+    data = open_packs(packs, shards)
+    looks = looks_at(data, preprocess.views, settings)
     features = features_at(looks, graphs[0], graphs[1], cache=cache)
-    former = None if falls_of is None else logits_on_ladders(load_model(falls_of), looks)
+    falls = None if former is None else logits_on_ladders(former, looks)
+    was = msgspec.structs.replace(
+        sources[1].manifest, preprocess=preprocess, interval=None, domain=None
+    )
     scores: Scores = {}
     for number in range(folds):
         left_out = kinds[number::folds]
-        chosen = _without(looks, left_out)
-        fitted = _fitted(graphs, _part(features, chosen), _part_of(former, chosen), settings)
-        scores |= _judged(fitted, sources[1], left_out, paths, contents_per_kind)
+        taught = _looks_without(looks, left_out)
+        fitted = _fitted(
+            graphs,
+            _features_of(features, taught),
+            None if falls is None else falls[taught],
+            settings,
+        )
+        scores |= _judged(fitted, was, left_out, paths, contents_per_kind)
         say(f"fold {number + 1} of {folds}: {', '.join(left_out)}")
     made: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "kind": "leave_out",
-        "model": {"id": sources[1].manifest.id, "sha256": sources[1].manifest.sha256},
+        "model": {"id": was.id, "version": was.version, "sha256": was.sha256},
         "settings": {
             "folds": [kinds[n::folds] for n in range(folds)],
             "known_to_trunk": known_to_trunk or [],
+            "contents_per_kind": contents_per_kind,
+            "seed": _SEED,
+            "tolerance_points": TOLERANCE_POINTS,
             "head": msgspec.to_builtins(settings),
+            **_made_from(sources[0], former, data),
         },
         "contents": [path.stem for path in paths],
         **rounded(asdict(sum_up_degradations(scores, left_out=unseen))),
@@ -127,8 +142,54 @@ def leave_out(
     say(f"{output.name}: {made['unseen']['share_falling']['value']:.1%} of unseen steps fall")
 
 
-def _without(looks: Looks, left_out: Sequence[str]) -> NDArray[np.int64]:
-    """The looks but for those at ladders of some kinds; ``ConfigError`` where none is taught."""
+def _refuse_kinds(
+    kinds: Sequence[str], unseen: Sequence[str], named: Sequence[str], *, folds: int
+) -> None:
+    from distill.evaluation.degradation_ladders import picture_kinds, refuse_unknown
+
+    refuse_unknown(named, among=picture_kinds())
+    if folds > len(kinds):
+        raise ConfigError(
+            f"--folds {folds} is more than the {len(kinds)} kinds that are judged: give "
+            f"{len(kinds)} at most"
+        )
+    if not unseen:
+        raise ConfigError(
+            "every kind that is judged is --known-to-trunk, so none is unseen: name fewer"
+        )
+
+
+def _refuse_unwritable(output: Path) -> None:
+    """Before the work, not after it."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ConfigError(f"-o {output} cannot be written: name a file in a folder that is there")
+
+
+def _refuse_other_precisions(reference: LoadedModel, quantised: LoadedModel) -> None:
+    found = (reference.manifest.precision, quantised.manifest.precision)
+    if found != ("fp32", "int8"):
+        raise ConfigError(
+            f"{reference.path.name} and {quantised.path.name} are {found[0]} and {found[1]}: give "
+            "the float model, then the INT8 one made from it"
+        )
+
+
+def _made_from(
+    reference: LoadedModel, former: LoadedModel | None, data: TrainingData
+) -> dict[str, Any]:
+    """What else the figures hang on, by hash."""
+    return {
+        "float_sha256": reference.manifest.sha256,
+        "falls_of": None if former is None else former.manifest.sha256,
+        "data": data.identity,
+    }
+
+
+def _looks_without(looks: Looks, left_out: Sequence[str]) -> NDArray[np.int64]:
+    """Indices of the looks but for those at ladders of some kinds.
+
+    Raises :class:`ConfigError` where no ladder is left.
+    """
     import numpy as np
 
     from distill.data.leave_out import kinds_of
@@ -144,57 +205,52 @@ def _without(looks: Looks, left_out: Sequence[str]) -> NDArray[np.int64]:
     return np.flatnonzero(kept)
 
 
-def _part(features: Features, at: NDArray[np.int64]) -> Features:
-    """Those looks, their ladders numbered anew."""
+def _features_of(features: Features, taught: NDArray[np.int64]) -> Features:
+    """Those of some looks, their ladders numbered anew."""
     import numpy as np
 
-    from quant.head import Features, Labels
+    from quant.head import Features
 
-    labels = Labels(*(getattr(features.labels, field.name)[at] for field in fields(Labels)))
+    labels = features.labels.at(taught)
     numbers, ladder = np.unique(labels.ladder, return_inverse=True)
     ladder = ladder + min(int(numbers[0]), 0)  # -1, of rated pictures, stays
     return Features(
-        features.of_float[at], features.of_int8[at], replace(labels, ladder=ladder.astype(np.int64))
+        features.of_float[taught],
+        features.of_int8[taught],
+        replace(labels, ladder=ladder.astype(np.int64)),
     )
-
-
-def _part_of(former: NDArray[np.float64] | None, at: NDArray[np.int64]) -> Any:
-    return None if former is None else former[at]
 
 
 def _fitted(
     graphs: Sequence[onnx.ModelProto],
     features: Features,
-    former: NDArray[np.float64] | None,
+    falls: NDArray[np.float64] | None,
     settings: HeadConfig,
 ) -> onnx.ModelProto:
     """The INT8 graph with a head fitted on those looks."""
     from quant.head import refit_
 
     reference, small = (copy.deepcopy(graph) for graph in graphs)
-    refit_(reference, small, features, settings, former=former)
+    refit_(reference, small, features, settings, former=falls)
     return small
 
 
 def _judged(
     graph: onnx.ModelProto,
-    source: LoadedModel,
+    was: ModelManifest,
     kinds: Sequence[str],
     paths: Sequence[Path],
     contents_per_kind: int,
 ) -> Scores:
     """What the graph says of ladders of those kinds on unseen pictures."""
-    import msgspec
-
     from dgiqa_stream.scorer import load_scorer
     from distill.evaluation.degradation_ladders import degradation_scores
     from quant.export_onnx import write_successor
 
-    was = msgspec.structs.replace(source.manifest, interval=None, domain=None)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / source.path.name
+        path = Path(folder) / "judged.onnx"
         write_successor(graph, path, was, step={"step": "leave_out"}, made_by=command_line())
         with load_scorer(path, device="cpu") as scorer:
             return degradation_scores(
-                scorer, paths, kinds=kinds, contents_per_kind=contents_per_kind, seed=1
+                scorer, paths, kinds=kinds, contents_per_kind=contents_per_kind, seed=_SEED
             )

@@ -41,6 +41,7 @@ from quant.head import (
     features_of,
     load_features,
     logits_of,
+    origin_of,
     save_features,
 )
 from quant.proof.figures import read_graph
@@ -63,8 +64,7 @@ class Looks:
     def of_ladders(self, views: Sequence[ViewSpec]) -> Looks:
         """Those at pictures of ladders, in other views."""
         at = np.flatnonzero(self.labels.ladder >= 0)
-        labels = Labels(*(getattr(self.labels, field.name)[at] for field in fields(Labels)))
-        return Looks([self.drawn[i] for i in at.tolist()], labels, views)
+        return Looks([self.drawn[i] for i in at.tolist()], self.labels.at(at), views)
 
     def batches(self) -> Iterator[Views]:
         """Views of all, read ahead of who asks for them."""
@@ -136,15 +136,18 @@ def features_at(
     """What the heads of a float graph and of its INT8 graph read of each look.
 
     ``cache``: a ``.npz`` to keep them in, or to take them from; :class:`ConfigError` where it has
-    those of other looks.
+    those of other looks, models or views, or its folder is not there.
     """
+    origin = "" if cache is None else origin_of(reference, quantised, looks.views)
+    if cache is not None and not cache.parent.is_dir():
+        raise ConfigError(f"--cache {cache}: {cache.parent} is no folder: make it first")
     if cache is not None and cache.is_file():
-        features = load_features(cache)
+        features = load_features(cache, origin=origin)
         _check_labels(features.labels, looks.labels, cache)
         return features
     features = features_of(reference, quantised, looks.batches(), looks.labels)
     if cache is not None:
-        save_features(features, cache)
+        save_features(features, cache, origin=origin)
     return features
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from distill.process import command_line
 from distill.say import say
-
-if TYPE_CHECKING:
-    from dgiqa_stream.manifest import PreprocessSpec
-    from dgiqa_stream.preprocess import Reduction
 
 
 def refit(
@@ -59,7 +55,7 @@ def refit(
     former = None if falls_of is None else load_model(falls_of)
     reference, small = (read_graph(source) for source in sources)
     fewer = [remove_outputs_(graph) for graph in (reference, small)]
-    preprocess = _reduced(sources[0].manifest.preprocess, settings.reduction)
+    preprocess = sources[0].manifest.preprocess.reduced_by(settings.reduction)
     views = preprocess.views
     looks = looks_at(open_packs(packs, shards), views, settings)
     features = features_at(looks, reference, small, cache=cache)
@@ -82,16 +78,3 @@ def refit(
             say(f"{source.path.name} has lost its interval and flag: `dgiqa-quant sure` comes next")
     num_looks = len(features.labels.mos)
     say(f"{model.name} and {quantised.name}: one head, distilled on {num_looks} looks")
-
-
-def _reduced(preprocess: PreprocessSpec, reduction: Reduction | None) -> PreprocessSpec:
-    """The same views, whole ones made small as told; as they are unless told."""
-    import msgspec
-
-    if reduction is None:
-        return preprocess
-    views = [
-        msgspec.structs.replace(view, reduction=reduction) if view.kind == "whole" else view
-        for view in preprocess.views
-    ]
-    return msgspec.structs.replace(preprocess, views=views, reduction=reduction)

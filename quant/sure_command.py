@@ -61,6 +61,7 @@ def sure(
     _refuse_without_table(config)
     _check_kinds(recipe.sure)
     sources = [load_model(model), load_model(quantised)]
+    _refuse_other_reduction(recipe, sources[0].manifest)
     graphs = [read_graph(source) for source in sources]
     removed = [remove_outputs_(graph) for graph in graphs]
     for graph in graphs:
@@ -89,6 +90,15 @@ def _refuse_without_table(config: Path) -> None:
     """Defaults would go unnoticed: int8.toml has other looks and no [sure]."""
     if "sure" not in tomllib.loads(config.read_text(encoding="utf-8")):
         raise ConfigError(f"{config} has no [sure]: give a file like configs/quant/sure.toml")
+
+
+def _refuse_other_reduction(recipe: Int8Recipe, manifest: ModelManifest) -> None:
+    wanted, there = recipe.head.reduction, manifest.preprocess.reduction
+    if wanted not in (None, there):
+        raise ConfigError(
+            f"head.reduction is {wanted}, but the models' whole views are {there}, which `sure` "
+            "keeps: leave it out, or run `dgiqa-quant refit` first"
+        )
 
 
 def _check_kinds(config: SureConfig) -> None:

@@ -11,7 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
+from onnx import numpy_helper  # noqa: E402
+
 from dgiqa_stream.correlation import srcc  # noqa: E402
+from dgiqa_stream.errors import ConfigError  # noqa: E402
+from dgiqa_stream.preprocess import ViewSpec  # noqa: E402
+from quant.correction import head_nodes  # noqa: E402
 from quant.head import (  # noqa: E402
     HeadConfig,
     Labels,
@@ -21,6 +26,7 @@ from quant.head import (  # noqa: E402
     features_of,
     head_size,
     load_features,
+    origin_of,
     refit_,
     save_features,
 )
@@ -205,12 +211,41 @@ def test_features_survive_their_file(features, tmp_path):
 
     of_float, of_int8, mos = features
     kept = Features(of_float, of_int8, rated_only(mos))
-    save_features(kept, tmp_path / "features.npz")
-    found = load_features(tmp_path / "features.npz")
+    path = tmp_path / "features.npz"
+    save_features(kept, path, origin="abc")
+    found = load_features(path, origin="abc")
     np.testing.assert_array_equal(found.of_float, of_float)
     np.testing.assert_array_equal(found.of_int8, of_int8)
     np.testing.assert_array_equal(found.labels.mos, kept.labels.mos)
     assert [p.name for p in tmp_path.iterdir()] == ["features.npz"]
+    with pytest.raises(ConfigError, match="other models or views"):
+        load_features(path, origin="abd")
+    np.savez(path, of_float=of_float)  # as a version before kept them
+    with pytest.raises(ConfigError, match="another --cache"):
+        load_features(path, origin="abc")
+    path.write_bytes(b"no archive")
+    with pytest.raises(ConfigError, match="another --cache"):
+        load_features(path, origin="abc")
+
+
+def test_features_have_their_origin_from_trunk_and_views(graph):
+    """Another head leaves the origin as it is; another trunk or another reduction changes it."""
+    views = [ViewSpec("whole", "whole", 32, 32)]
+    smoothed = [msgspec.structs.replace(views[0], reduction="halved-smoothed")]
+    first = origin_of(graph, graph, views)
+
+    def changed(name):
+        other = onnx.ModelProto()
+        other.CopyFrom(graph)
+        stored = next(t for t in other.graph.initializer if t.name == name)
+        values = numpy_helper.to_array(stored) + 1
+        stored.CopyFrom(numpy_helper.from_array(values, name))
+        return origin_of(graph, other, views)
+
+    (hidden, _), conv = head_nodes(graph), next(n for n in graph.graph.node if n.op_type == "Conv")
+    assert changed(hidden.input[1]) == first
+    assert changed(conv.input[1]) != first
+    assert origin_of(graph, graph, smoothed) != first
 
 
 def test_a_graph_takes_a_wider_head(graph, batches, run_graph):

@@ -16,6 +16,8 @@ pytest.importorskip("PIL")
 from onnx import helper, numpy_helper  # noqa: E402
 from PIL import Image  # noqa: E402
 
+import dgiqa_stream.scorer  # noqa: E402
+import quant.head  # noqa: E402
 from dgiqa_stream.errors import ConfigError  # noqa: E402
 from dgiqa_stream.manifest import load_model  # noqa: E402
 from dgiqa_stream.scorer import load_scorer, planes_of_rgb  # noqa: E402
@@ -24,8 +26,8 @@ from distill.data.shards import Manifest, ShardRecord, ShardWriter, write_json  
 from distill.data.training_data import open_packs  # noqa: E402
 from quant.cli import main  # noqa: E402
 from quant.export_onnx import write_model  # noqa: E402
-from quant.head import HeadConfig  # noqa: E402
-from quant.leave_out_command import _without  # noqa: E402
+from quant.head import HeadConfig, head_size  # noqa: E402
+from quant.leave_out_command import _looks_without  # noqa: E402
 from quant.looks import logits_on_ladders, looks_at  # noqa: E402
 from quant.refit_command import refit  # noqa: E402
 from quant.sure_command import sure  # noqa: E402
@@ -304,6 +306,7 @@ def test_a_sure_student_is_refitted_to_another_reduction(files, packs, capsys):
     """
     *models, config = files
     plain = [load_model(path).manifest.num_parameters for path in models]
+    heads = [head_size(onnx.load(path)) for path in models]
     sure(*models, config=config, packs=packs)
     lines = "\nwidth = 4\nnum_heads = 1\nnum_steps = 5\nreduction = 'halved-smoothed'\n"
     other = config.with_name("head.toml")
@@ -312,23 +315,34 @@ def test_a_sure_student_is_refitted_to_another_reduction(files, packs, capsys):
     refit(*models, config=other, packs=packs)
     told = capsys.readouterr()
     assert "has lost its interval and flag" in told.err + told.out
-    for path, before in zip(models, plain, strict=True):
+    for path, before, head in zip(models, plain, heads, strict=True):
         manifest = load_model(path).manifest
         assert (manifest.interval, manifest.domain) == (None, None)
         whole, fragments = manifest.preprocess.views
         assert (whole.reduction, fragments.reduction) == ("halved-smoothed", "halved-bilinear")
         assert manifest.preprocess.reduction == "halved-smoothed"
         assert [step["step"] for step in manifest.history] == ["train", "sure", "refit"]
-        assert manifest.num_parameters < before + 100
+        assert manifest.num_parameters == before + head_size(onnx.load(path)) - head
         assert all(p.interval is None for p in predictions(path))
-    sure(*models, config=config, packs=packs)
+    with pytest.raises(ConfigError, match="reduction is halved-bilinear"):
+        sure(*models, config=with_reduction(config, "halved-bilinear"), packs=packs)
+    sure(*models, config=with_reduction(config, "halved-smoothed"), packs=packs)
     assert load_model(models[1]).manifest.interval
 
 
+def with_reduction(config, reduction):
+    """The same settings with a reduction named."""
+    text = config.read_text()
+    assert "[head]" in text
+    other = config.with_name(f"{reduction}.toml")
+    other.write_text(text.replace("[head]", f"[head]\nreduction = '{reduction}'"))
+    return other
+
+
 def test_heads_are_judged_by_what_they_were_not_taught(files, packs, tmp_path, monkeypatch, capsys):
-    """Each fold's head has no ladder of its kinds, and these are what it is judged by: of two
-    kinds, one known to the trunk, the other's steps alone count as unseen. Both files stay as they
-    were, and too few kinds are one line.
+    """Each fold fits as many heads as it is told, on all rated looks and the ladders of the other
+    kinds alone, and its own graph is judged: of two kinds, one known to the trunk, the other's
+    steps alone count as unseen. Both files stay as they were.
     """
     *models, config = files
     config.write_text("[head]\nnum_looks = 1\nnum_heads = 1\nnum_steps = 20\nwidth = 4\n")
@@ -347,7 +361,7 @@ def test_heads_are_judged_by_what_they_were_not_taught(files, packs, tmp_path, m
                 degradation=name,
                 level=level,
             )
-            writer.add(record, picture(ord(content)) // (1 + level))
+            writer.add(record, picture(ord(content)) // (1 + level * (1 + kinds.index(kind))))
     writer.flush()
     about = {"made_by": "test", "settings": {}, "sources": [], "versions": {}}
     made = Manifest(num_pictures={"train": 10}, shards=writer.written, left_out=[], **about)
@@ -355,7 +369,7 @@ def test_heads_are_judged_by_what_they_were_not_taught(files, packs, tmp_path, m
     looks = looks_at(open_packs(packs, tmp_path), load_model(models[0]).manifest.preprocess.views,
                      HeadConfig(num_looks=1))  # fmt: skip
     for kind in kinds:
-        kept = [looks.drawn[i][1] for i in _without(looks, [kind])]
+        kept = [looks.drawn[i][1] for i in _looks_without(looks, [kind])]
         shown = {record.degradation for record in kept if record.content in ("a", "b")}
         assert shown == {"clean", *kinds} - {kind}
     clean = tmp_path / "clean"
@@ -363,18 +377,66 @@ def test_heads_are_judged_by_what_they_were_not_taught(files, packs, tmp_path, m
     for name in ("clic_1", "clic_2"):
         Image.fromarray(picture(len(name)).repeat(4, 0).repeat(4, 1)).save(clean / f"{name}.png")
     before = [path.read_bytes() for path in models]
+    fits, judged = [], []
+    fit, load = quant.head.refit_, dgiqa_stream.scorer.load_scorer
+
+    def fitted(reference, small, features, settings, **more):
+        fits.append((features.labels, settings.num_heads))
+        return fit(reference, small, features, settings, **more)
+
+    def loaded(path, **more):
+        judged.append(load_model(path).manifest)
+        return load(path, **more)
+
+    monkeypatch.setattr(quant.head, "refit_", fitted)
+    monkeypatch.setattr(dgiqa_stream.scorer, "load_scorer", loaded)
     words = ["leave-out", *models, "--config", config, "--packs", packs, "--shards", tmp_path]
     words += ["--pristine", clean, "--folds", 2, "-o", tmp_path / "r.json", "--kind", "jpeg"]
-    assert ended(monkeypatch, [*words, "--known-to-trunk", "jpeg", "--kind", kinds[0]]) == 0
+    words += ["--heads", 2, "--known-to-trunk", "jpeg"]
+    config.write_text(config.read_text() + "reduction = 'halved-smoothed'\n")
+    assert ended(monkeypatch, [*words, "--kind", kinds[0]]) == 0
     found = json.loads((tmp_path / "r.json").read_text())
     assert found["settings"]["folds"] == [["gaussian_blur"], ["jpeg"]]
     steps = {name: row["num_steps"] for name, row in found["by_kind"].items()}
     assert set(steps) == set(kinds)
     assert found["unseen"]["num_steps"] == steps["gaussian_blur"] < found["all"]["num_steps"]
     assert [path.read_bytes() for path in models] == before
-    capsys.readouterr()
-    assert ended(monkeypatch, words) == 2
-    assert "too few for --folds 2" in capsys.readouterr().err
+    num_rated = int((looks.labels.ladder < 0).sum())
+    for labels, num_heads in fits:
+        assert num_heads == 2
+        assert np.bincount(labels.ladder + 1).tolist() == [num_rated, 3, 3]  # of a and of b
+    assert len(fits) == len({manifest.sha256 for manifest in judged}) == 2
+    for manifest in judged:
+        assert manifest.preprocess.reduction == "halved-smoothed"
+        assert manifest.metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--kind", "jpeg"], "--folds 2 is more than the 1 kinds"),
+        (["--kind", "jpeg", "--kind", "haze", "--known-to-trunk", "jpeg",
+          "--known-to-trunk", "haze"], "none is unseen"),
+        (["--kind", "fog"], "fog"),
+        (["--output", "{folder}"], "cannot be written"),
+        (["--output", "{folder}/nowhere/r.json"], "cannot be written"),
+        (["--swapped"], "q.onnx and f.onnx are int8 and fp32"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_judged_is_one_line(
+    files, packs, tmp_path, monkeypatch, capsys, words, told
+):
+    """Kinds, folds and files that cannot be right are refused by one line before any work."""
+    *models, config = files
+    if words == ["--swapped"]:
+        words, models = [], models[::-1]
+    given = ["--config", config, "--packs", packs, "--shards", packs, "--pristine", tmp_path]
+    given += ["--folds", 2, "-o", tmp_path / "r.json"]
+    more = [word.format(folder=tmp_path) for word in words]
+    assert ended(monkeypatch, ["leave-out", *models, *given, *more]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert told in lines[0]
 
 
 @pytest.mark.parametrize(
