@@ -22,7 +22,7 @@ from dgiqa_stream.scorer import load_scorer
 Rgb = NDArray[np.uint8]
 PICTURES = Path(__file__).with_name("pictures")
 SCORES = PICTURES / "scores.json"
-MODELS = ("student", "student-fp32")
+MODELS = ("student", "student-fp32", "student-xs", "student-xs-fp32")
 HEIGHT, WIDTH = 192, 256
 
 

@@ -184,12 +184,13 @@ def test_the_shipped_student_is_int8_for_tensorrt(run_graph):
     assert difference.mean() < 6
 
 
-def test_the_shipped_flavour_breaks_no_rule():
+@pytest.mark.parametrize("name", ["student", "student-xs"])
+def test_the_shipped_flavour_breaks_no_rule(name):
     """The package's own INT8 for TensorRT is of the float model that ships beside it, every
     convolution of it INT8; the report beside it is of this very file, and no rule is broken.
     """
-    source, of_float = load_model("student-tensorrt"), load_model("student-fp32")
-    beside = source.path.with_name("student-tensorrt.check.json")
+    source, of_float = load_model(f"{name}-tensorrt"), load_model(f"{name}-fp32")
+    beside = source.path.with_name(f"{name}-tensorrt.check.json")
     report = msgspec.json.decode(beside.read_bytes())
     assert source.manifest.target == "tensorrt"
     assert source.manifest.history[-1]["from_sha256"] == of_float.manifest.sha256
