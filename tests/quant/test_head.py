@@ -219,7 +219,7 @@ def test_features_survive_their_file(features, tmp_path):
     np.testing.assert_array_equal(found.labels.mos, kept.labels.mos)
     assert [p.name for p in tmp_path.iterdir()] == ["features.npz"]
     with pytest.raises(ConfigError, match="other models or views"):
-        load_features(path, origin="abd")
+        load_features(path, origin="xyz")
     np.savez(path, of_float=of_float)  # as a version before kept them
     with pytest.raises(ConfigError, match="another --cache"):
         load_features(path, origin="abc")
