@@ -146,7 +146,8 @@ def scene():
 @pytest.mark.parametrize("bits", [10, 12])
 @pytest.mark.parametrize(("transfer", "peak"), KINDS)
 def test_an_sdr_picture_comes_back_from_hdr(scene, transfer, peak, bits):
-    """A picture that was made HDR by the inverse chain looks as before, and scores within a point.
+    """A picture that was made HDR by the inverse chain looks as before, and scores within half a
+    point (in single precision: INT8 rounds what differs by a step here and there by up to a point).
 
     At 10 bits half a step of each component is up to 0.7 of 255 in the middle of the range, and
     more where highlights were spread over few codes, or where a colour at the edge of BT.709 is
@@ -157,9 +158,9 @@ def test_an_sdr_picture_comes_back_from_hdr(scene, transfer, peak, bits):
     off = np.abs(reduced_rgb(hdr, longest_px=9999).astype(int) - scene)
     assert off.mean() < (1.0 if bits == 10 else 0.5)
     assert np.percentile(off, 99) <= 8
-    with load_scorer() as scorer:
+    with load_scorer("student-fp32") as scorer:
         ours, wanted = (scorer.predict([p])[0].score for p in (hdr, planes_of_rgb(scene)))
-    assert ours == pytest.approx(wanted, abs=1.0)
+    assert ours == pytest.approx(wanted, abs=0.5)
 
 
 def test_without_tags_samples_are_taken_for_sdr(scene):
