@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def _tags(frame: av.VideoFrame) -> dict[str, Any]:
 def _plane(frame: av.VideoFrame, index: int, row_bytes: int, bits: int) -> NDArray[Any]:
     """One plane as a strided view of the decoder's memory; the view keeps the memory alive."""
     plane = frame.planes[index]
-    raw: NDArray[np.uint8] = np.frombuffer(plane, np.uint8)  # type: ignore[call-overload]
+    raw: NDArray[np.uint8] = np.frombuffer(cast("Any", plane), np.uint8)
     rows = raw.reshape(-1, abs(plane.line_size))
     if plane.line_size < 0:  # stored bottom up; OpenCV cannot read negative strides
         rows = rows[::-1].copy()

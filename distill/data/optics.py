@@ -48,7 +48,7 @@ def to_linear(rgb: Rgb) -> Float:
     )
 
 
-def from_linear(light: Float) -> Rgb:
+def from_linear(light: NDArray[np.floating]) -> Rgb:
     """Linear light, cut to 0..1, to sRGB bytes."""
     light = np.clip(light, 0, 1)
     coded = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)

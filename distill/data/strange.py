@@ -157,7 +157,7 @@ def grain(rng: Rng, side: int) -> Rgb:
     how = int(rng.integers(4))
     channels = int(rng.choice([1, 3]))
     if how == 0:  # spectra that fall steeply or hardly, not as 1/f
-        power = rng.choice([rng.uniform(0, 0.7), rng.uniform(1.3, 2.5)])
+        power = float(rng.choice([rng.uniform(0, 0.7), rng.uniform(1.3, 2.5)]))
         made = _coloured_noise(rng, side, channels, power) * rng.uniform(10, 80)
     elif how == 1:  # cells of any size
         tall, wide = (int(n) for n in rng.choice([1, 2, 3, 4, 5, 6, 10, 12, 20, 32, 48], 2))

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 Rank = tuple[int, ...]
 Kind = Literal["linear", "conv1x1", "conv"]
-Layer = nn.Linear | nn.Conv2d
+Layer: TypeAlias = nn.Linear | nn.Conv2d
 
 
 @dataclass(frozen=True, slots=True)
