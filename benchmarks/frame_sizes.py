@@ -8,18 +8,13 @@ single pictures. A score should move slowly: less is left of a picture that is m
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
+import _pictures as shared
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from dgiqa_stream import load_scorer
 from dgiqa_stream.scorer import Scorer
 
 RESULT = Path(__file__).parent / "results" / "frame_sizes.json"
@@ -28,25 +23,23 @@ SIDES = (430, 440, 444, 446, 448, 450, 452, 456, 470, 500, 540, 600, 700, 800, 8
          880, 890, 894, 896, 898, 900, 902, 910, 930, 960, 1000, 1080)  # fmt: skip
 
 
-def squares(paths: list[Path]) -> dict[str, NDArray[np.uint8]]:
-    """The upper left square of each picture that is at least 1080 pixels high and wide, RGB."""
+def squares(paths: list[Path]) -> dict[str, shared.Rgb]:
+    """The upper left square of each picture that is at least 1080 pixels high and wide."""
     found = {}
     for path in paths:
-        bgr = cv2.imread(str(path))
-        if bgr is None:
-            sys.exit(f"{path} is no picture that OpenCV reads: give PNG, JPEG or WebP")
-        side = min(bgr.shape[:2])
+        rgb = shared.read_rgb(path)
+        side = min(rgb.shape[:2])
         if side >= SIDES[-1]:
-            found[path.name] = np.ascontiguousarray(bgr[:side, :side, ::-1])
+            found[path.name] = np.ascontiguousarray(rgb[:side, :side])
     if not found:
         sys.exit(f"none of {len(paths)} pictures has {SIDES[-1]} pixels on each side")
     return found
 
 
-def measure(scorer: Scorer, pictures: list[NDArray[np.uint8]]) -> dict[str, object]:
+def measure(scorer: Scorer, rgbs: list[shared.Rgb]) -> dict[str, object]:
     """The mean score at each side, and the largest changes from one side to the next."""
     scores = np.array([
-        [scorer.score(cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA)) for p in pictures]
+        [scorer.score(cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA)) for p in rgbs]
         for side in SIDES
     ])  # fmt: skip
     steps = np.abs(np.diff(scores, axis=0))
@@ -64,29 +57,11 @@ def measure(scorer: Scorer, pictures: list[NDArray[np.uint8]]) -> dict[str, obje
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="+", type=Path, help="Clean pictures, 1080 px or more")
-    parser.add_argument("--model", action="append", help="student by default; may be repeated.")
-    parser.add_argument("-o", "--output", type=Path, default=RESULT)
-    args = parser.parse_args()
-    pictures = squares(args.pictures)
-    models = {}
-    for model in args.model or ["student"]:
-        with load_scorer(model, device="cpu") as scorer:
-            told = {"id": scorer.manifest.id, "version": scorer.manifest.version}
-            models[f"{told['id']} {told['version']}"] = {
-                "sha256": scorer.manifest.sha256,
-                **measure(scorer, list(pictures.values())),
-            }
-    found = {
-        "command": "python benchmarks/frame_sizes.py PICTURES... "
-        + " ".join(f"--model {m}" for m in args.model or ["student"]),
-        "pictures": sorted(pictures),
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "models": models,
-    }
-    args.output.write_text(json.dumps(found, indent=1) + "\n")
+    args = shared.arguments(__doc__, RESULT)
+    found = squares(args.pictures)
+    shared.measure_models(
+        args, "frame_sizes", found, lambda scorer: measure(scorer, list(found.values()))
+    )
 
 
 if __name__ == "__main__":

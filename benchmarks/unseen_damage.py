@@ -8,22 +8,16 @@ does not. The figures under "Known failures" in the model card are from it.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
+import _pictures as shared
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from _pictures import Rgb
 
-from dgiqa_stream import load_scorer
 from dgiqa_stream.scorer import Scorer
 
-Rgb = NDArray[np.uint8]
 RESULT = Path(__file__).parent / "results" / "unseen_damage.json"
 GREEN = (0, 255, 0)
 
@@ -116,30 +110,10 @@ def measure(scorer: Scorer, pictures: list[Rgb]) -> dict[str, object]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pictures", nargs="+", type=Path, help="Clean pictures, unseen in training")
-    parser.add_argument("--model", action="append", help="student by default; may be repeated.")
-    parser.add_argument("-o", "--output", type=Path, default=RESULT)
-    args = parser.parse_args()
-    pictures = []
-    for path in args.pictures:
-        bgr = cv2.imread(str(path))
-        if bgr is None:
-            sys.exit(f"{path} is no picture that OpenCV reads: give PNG, JPEG or WebP")
-        pictures.append(np.ascontiguousarray(bgr[..., ::-1]))
-    models = {}
-    for model in args.model or ["student"]:
-        with load_scorer(model, device="cpu") as scorer:
-            models[model] = {"version": scorer.manifest.version, **measure(scorer, pictures)}
-    found = {
-        "command": "python benchmarks/unseen_damage.py PICTURES... "
-        + " ".join(f"--model {m}" for m in models),
-        "pictures": sorted(path.name for path in args.pictures),
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "models": models,
-    }
-    args.output.write_text(json.dumps(found, indent=1) + "\n")
+    args = shared.arguments(__doc__, RESULT)
+    pictures = [shared.read_rgb(path) for path in args.pictures]
+    names = [path.name for path in args.pictures]
+    shared.measure_models(args, "unseen_damage", names, lambda scorer: measure(scorer, pictures))
 
 
 if __name__ == "__main__":
