@@ -138,16 +138,17 @@ def features_at(
     ``cache``: a ``.npz`` to keep them in, or to take them from; :class:`ConfigError` where it has
     those of other looks, models or views, or its folder is not there.
     """
-    origin = "" if cache is None else origin_of(reference, quantised, looks.views)
-    if cache is not None and not cache.parent.is_dir():
+    if cache is None:
+        return features_of(reference, quantised, looks.batches(), looks.labels)
+    if not cache.parent.is_dir():
         raise ConfigError(f"--cache {cache}: {cache.parent} is no folder: make it first")
-    if cache is not None and cache.is_file():
+    origin = origin_of(reference, quantised, looks.views)
+    if cache.is_file():
         features = load_features(cache, origin=origin)
         _check_labels(features.labels, looks.labels, cache)
         return features
     features = features_of(reference, quantised, looks.batches(), looks.labels)
-    if cache is not None:
-        save_features(features, cache, origin=origin)
+    save_features(features, cache, origin=origin)
     return features
 
 

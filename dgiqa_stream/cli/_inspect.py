@@ -73,11 +73,9 @@ def models(
     sys.stdout.write("name\tversion\tprecision\tmade for\tparameters\tbytes\tlicence\tsha256\n")
     for name, m in loaded.items():
         shown = f"{name} (default)" if name == DEFAULT_MODEL else name
-        fields = (
-            *(m.version, m.precision, m.target),
-            *(m.num_parameters, m.size_bytes, m.licence, m.sha256[:12]),
-        )
-        sys.stdout.write("\t".join(map(str, (shown, *fields))) + "\n")
+        made = (m.version, m.precision, m.target)
+        fields = (shown, *made, m.num_parameters, m.size_bytes, m.licence, m.sha256[:12])
+        sys.stdout.write("\t".join(map(str, fields)) + "\n")
 
 
 def _verify(names: list[str], *, as_json: bool) -> int:
