@@ -28,14 +28,20 @@ LOAD_AT_START = os.getloadavg()[0]
 PACKAGES = ("av", "onnxruntime", "opencv-python-headless", "numpy")
 
 DECODE = """
-import sys
+import json, sys, time
 from dgiqa_stream.config import SourceSettings
 from dgiqa_stream.sources import open_source
 settings = SourceSettings(duration_seconds=float(sys.argv[2]))
-print(sum(1 for _ in open_source(sys.argv[1], settings, stream="bench").frames()))
+frames = open_source(sys.argv[1], settings, stream="bench").frames()
+next(frames)
+wall, cpu = time.perf_counter(), time.process_time()
+num_frames = sum(1 for _ in frames)
+wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+print(json.dumps({"num_frames": num_frames, "cpu_seconds": cpu, "wall_seconds": wall}))
 """
+"""Prints what decoding took after the first frame."""
 SCORE = """
-import sys
+import json, sys, time
 from dgiqa_stream.config import OverloadSettings, SamplerSettings, SourceSettings, StreamConfig
 from dgiqa_stream.pipeline import score_frames
 from dgiqa_stream.scorer import load_scorer
@@ -44,27 +50,25 @@ config = StreamConfig(
     sampler=SamplerSettings(mode="every"),
     overload=OverloadSettings(policy="wait"),
 )
-print(sum(1 for _ in score_frames(sys.argv[1], load_scorer(sys.argv[3]), config=config)))
+scorer, inference = load_scorer(sys.argv[3]), []
+infer = scorer.infer
+def timed(batch):
+    begin = time.thread_time()
+    found = infer(batch)
+    inference.append(time.thread_time() - begin)
+    return found
+scorer.infer = timed
+scores = score_frames(sys.argv[1], scorer, config=config)
+next(scores)
+inference.clear()
+wall, cpu = time.perf_counter(), time.process_time()
+num_frames = sum(1 for _ in scores)
+wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+told = {"num_frames": num_frames, "cpu_seconds": cpu, "wall_seconds": wall}
+print(json.dumps({**told, "inference_cpu_seconds": sum(inference)}))
 """
-INFER = """
-import itertools, resource, sys
-from dgiqa_stream.config import SourceSettings
-from dgiqa_stream.scorer import load_scorer
-from dgiqa_stream.sources import open_source
-def cpu_seconds():
-    spent = resource.getrusage(resource.RUSAGE_SELF)
-    return spent.ru_utime + spent.ru_stime
-frames = open_source(sys.argv[1], SourceSettings(duration_seconds=1.0), stream="bench").frames()
-scorer = load_scorer(sys.argv[3])
-batches = [scorer.cut([frame.planes]) for frame in itertools.islice(frames, 16)]
-frames.close()
-scorer.infer(batches[0])
-num_frames, begin = int(sys.argv[2]), cpu_seconds()
-for batch in itertools.islice(itertools.cycle(batches), num_frames):
-    scorer.infer(batch)
-print(1e3 * (cpu_seconds() - begin) / num_frames)
-"""
-"""Prints the milliseconds of CPU that one inference takes, with nothing else going on."""
+"""Prints what decoding and scoring every frame took after the first score, and what of the CPU's
+time the thread that infers spent at it."""
 NO_FRAMES_SECONDS = "0.001"
 """Of a clip: one frame, so that what a run over it costs is its start."""
 

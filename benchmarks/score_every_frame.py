@@ -2,10 +2,11 @@
 
     python benchmarks/score_every_frame.py [--clip reference_1080p30.mp4] [--rounds 5]
 
-Decode alone, decode with scoring and inference alone run in turn, each in a process of its own, so
-that a drift of the machine's speed meets all; what scoring takes beside decoding and inference is
-``cpu_ms_per_frame_neither``. CPU seconds are the process's own (user and system), less those of
-a run over one frame. Writes ``benchmarks/results/score_every_frame.json``.
+Decoding alone and decoding with scoring run in turn, each in a process of its own, so that a drift
+of the machine's speed meets both. CPU seconds are the process's (user and system) after its first
+frame; inference is what its thread spends in it, of the same run, and what scoring takes beside
+decoding and inference is ``cpu_ms_per_frame_neither``. Writes
+``benchmarks/results/score_every_frame.json``.
 """
 
 from __future__ import annotations
@@ -18,40 +19,43 @@ from typing import Any
 
 import _bench as bench
 
+_DECODE = "decode"
+
 
 def measure(clip: Path, seconds: float, rounds: int, models: list[str]) -> dict[str, Any]:
     """All figures, medians over the rounds."""
-    programs = {"decode": (bench.DECODE, ()), **{name: (bench.SCORE, (name,)) for name in models}}
-    idle = {
-        name: bench.run_code(code, clip, bench.NO_FRAMES_SECONDS, *words).cpu_seconds
-        for name, (code, words) in programs.items()
-    }
-    cpu_ms: dict[str, list[float]] = {name: [] for name in programs}
-    rate: dict[str, list[float]] = {name: [] for name in programs}
+    cpu_ms: dict[str, list[float]] = {name: [] for name in [_DECODE, *models]}
+    rate: dict[str, list[float]] = {name: [] for name in cpu_ms}
     inference_ms: dict[str, list[float]] = {name: [] for name in models}
     counts = set()
     for number in range(rounds):
         bench.say(f"round {number + 1} of {rounds}")
-        for name, (code, words) in programs.items():
-            spent = bench.run_code(code, clip, str(seconds), *words)
-            num_frames = int(spent.output)
+        for name in cpu_ms:
+            spent = _run(clip, seconds, name)
+            num_frames = spent["num_frames"]
             counts.add(num_frames)
-            cpu_ms[name].append(1e3 * (spent.cpu_seconds - idle[name]) / num_frames)
-            rate[name].append(num_frames / spent.wall_seconds)
-        for name in models:
-            found = bench.run_code(bench.INFER, clip, str(num_frames), name)
-            inference_ms[name].append(float(found.output))
+            cpu_ms[name].append(1e3 * spent["cpu_seconds"] / num_frames)
+            rate[name].append(num_frames / spent["wall_seconds"])
+            if name != _DECODE:
+                inference_ms[name].append(1e3 * spent["inference_cpu_seconds"] / num_frames)
     (num_frames,) = counts  # every program saw every frame
     return {
         "num_frames": num_frames,
         "rounds": rounds,
-        "cpu_ms_per_frame_decode": round(statistics.median(cpu_ms["decode"]), 2),
-        "frames_per_second_decode": round(statistics.median(rate["decode"]), 1),
+        "cpu_ms_per_frame_decode": round(statistics.median(cpu_ms[_DECODE]), 2),
+        "frames_per_second_decode": round(statistics.median(rate[_DECODE]), 1),
         "models": {
-            name: _of_model(cpu_ms[name], cpu_ms["decode"], inference_ms[name], rate[name])
+            name: _of_model(cpu_ms[name], cpu_ms[_DECODE], inference_ms[name], rate[name])
             for name in models
         },
     }
+
+
+def _run(clip: Path, seconds: float, name: str) -> Any:
+    """Decode so much of the clip, and score it where ``name`` is a model's."""
+    if name == _DECODE:
+        return json.loads(bench.run_code(bench.DECODE, clip, str(seconds)).output)
+    return json.loads(bench.run_code(bench.SCORE, clip, str(seconds), name).output)
 
 
 def _of_model(

@@ -56,7 +56,7 @@ class WorstFrames:
 
 
 def _thumbnail(frame: FrameScore, planes: Planes) -> Thumbnail:
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     rgb = reduced_rgb(planes, longest_px=LONGEST_PX)
     ok, coded = cv2.imencode(

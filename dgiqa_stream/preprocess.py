@@ -212,7 +212,7 @@ def _fragments(
     jitter: NDArray[np.float64] | None,
 ) -> NDArray[Any]:
     """Squares of all planes at native resolution, side by side; chroma repeated to luma's size."""
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     luma = planes.samples[0]
     out = []
@@ -292,7 +292,7 @@ def _halve(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
     A bilinear sample half-way between two is their mean, and OpenCV is quickest at those.
     """
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     while (tall := plane.shape[0] >= 2 * height) | (wide := plane.shape[1] >= 2 * width):
         h, w = plane.shape[0] >> tall, plane.shape[1] >> wide
@@ -324,7 +324,7 @@ def _smooth(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     OpenCV's Gaussian of three taps is exact in integers, and of one with this deviation the
     weights are ours.
     """
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     down, across = smoothing(plane.shape[0], height), smoothing(plane.shape[1], width)
     if not (down or across):
@@ -348,7 +348,7 @@ def _deviation(weight: int) -> float:
 
 def _resize(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """Bilinear to (height, width), from less than twice that."""
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     if plane.shape[:2] == (height, width):
         return plane
@@ -357,14 +357,14 @@ def _resize(plane: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 def _packed(cut: list[NDArray[Any]]) -> NDArray[Any]:
     """Planes of one size as one array: (H, W) of grey or packed RGB as it is, else (H, W, 3)."""
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     return cut[0] if len(cut) == 1 else cv2.merge(cut)
 
 
 def _to_rgb(cut: NDArray[Any], planes: Planes) -> NDArray[np.uint8]:
     """Reduced samples, (H, W) of luma or (H, W, 3), to uint8 RGB (H, W, 3)."""
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     if planes.bit_depth > 8 or planes.hdr:
         cut = cut.astype(np.float32) * np.float32(2.0 ** (8 - planes.bit_depth))

@@ -231,7 +231,7 @@ def is_flat(views: Iterable[NDArray[np.uint8]]) -> bool:
 
 
 def _is_plain(view: NDArray[np.uint8]) -> bool:
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     for every in (64, 8):  # nearly every picture shows at once that it is not
         few = view[::every, ::every, 1].tobytes()

@@ -54,7 +54,7 @@ def to_sdr(rgb: NDArray[np.float32], hdr: HdrTags) -> NDArray[np.float32]:
     Both are float32 (H, W, 3), 0..255, where 0 is black and 255 the nominal peak of the code; what
     is outside counts as the nearer end.
     """
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     signal = np.clip(rgb * np.float32(1 / 255), 0, 1)
     peak_cd_m2 = max(WHITE_CD_M2, hdr.peak_cd_m2)
@@ -82,7 +82,7 @@ def pq_signal(light: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def hlg_light(signal: NDArray[np.float32]) -> NDArray[np.float32]:
     """HLG R'G'B' (H, W, 3), 0..1, to light in cd/m² on the nominal display."""
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     bright = (cv2.exp((signal - np.float32(_HLG_C)) / np.float32(_HLG_A)) + np.float32(_HLG_B)) / 12
     scene = np.where(signal <= 0.5, signal * signal / 3, bright)
@@ -129,7 +129,7 @@ def _power(
 
     OpenCV's is quicker than NumPy's where that has no SIMD for it.
     """
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     return np.asarray(cv2.pow(np.maximum(values, np.float32(least)), exponent), np.float32)
 

@@ -93,7 +93,7 @@ def _read_frame(path: Path | None, row: FrameRow, first_seconds: float) -> Pictu
 
 
 def _picture(row: FrameRow, planes: Planes) -> Picture:
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     rgb = reduced_rgb(planes, longest_px=_LONGEST_PX)
     ok, coded = cv2.imencode(

@@ -29,7 +29,7 @@ class CameraSource:
     num_decode_errors = 0
 
     def __init__(self, device: str, settings: SourceSettings, *, stream: str) -> None:
-        import cv2
+        from dgiqa_stream.opencv import cv2
 
         self._cv2, self._device, self._settings, self._stream = cv2, device, settings, stream
         self._lock = threading.Lock()  # held while OpenCV works on the device

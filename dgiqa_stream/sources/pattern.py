@@ -229,7 +229,7 @@ def _clean(luma: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint
 
 
 def _blurred(luma: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    import cv2
+    from dgiqa_stream.opencv import cv2
 
     return np.asarray(cv2.GaussianBlur(luma, (0, 0), sigmaX=3.0), np.uint8)
 
