@@ -38,7 +38,8 @@ class SourceSettings(_Settings, frozen=True):
     open_timeout_seconds: Positive = 10.0
     read_timeout_seconds: Positive = 10.0
     decoder_threads: ThreadsOrAuto = 0
-    """For each stream or file; 0: two, or one where as many as the cores are decoded at once."""
+    """For each stream or file; 0: two, or one for live H.264 and MPEG-2 of up to 1080p30, and where
+    as many as the cores are decoded at once."""
     options: dict[str, str] = {}
     """Options for FFmpeg's demuxer and protocol, as ``rtsp_transport = "tcp"``."""
     programme: int | None = None

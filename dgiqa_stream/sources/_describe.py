@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _SEQUENCE = "image2pipe"
 """FFmpeg's name for pictures one after the other; not told by its demuxers, named by codec."""
+_NUM_THREADS = 2  # more take more CPU and memory, and 1080p needs half of one
+_QUICK_CODECS = ("h264", "mpeg2video")
+_QUICK_SAMPLES_PER_SECOND = 1920 * 1088 * 30
+"""Luma, which one core of a small board decodes in time where the codec is a quick one."""
 
 
 def may_be_picture_sequence(container: InputContainer, url: str) -> bool:
@@ -62,6 +66,22 @@ def describe(
     else:
         changes = {"is_live": _is_live(url, info.duration_seconds, realtime=realtime)}
     return dataclasses.replace(info, **changes)
+
+
+def num_threads_for(
+    container: InputContainer, track: VideoStream, *, url: str, realtime: bool
+) -> int:
+    """How many threads decode a stream that says nothing of it.
+
+    One where that surely keeps pace with a live stream: a second one would hold every frame back
+    until the next one has come, and a picture more in memory.
+    """
+    is_live = _is_live(url, _duration_seconds(container, track), realtime=realtime)
+    fps = _average_fps(track)
+    if not is_live or fps is None or track.codec_context.name not in _QUICK_CODECS:
+        return _NUM_THREADS
+    is_quick = track.width * track.height * fps <= _QUICK_SAMPLES_PER_SECOND
+    return 1 if is_quick else _NUM_THREADS
 
 
 def _is_live(url: str, duration_seconds: float | None, *, realtime: bool) -> bool:

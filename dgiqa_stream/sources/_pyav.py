@@ -23,7 +23,7 @@ from dgiqa_stream.sources._container import (
     is_ipt,
     open_container,
 )
-from dgiqa_stream.sources._describe import describe, may_be_picture_sequence
+from dgiqa_stream.sources._describe import describe, may_be_picture_sequence, num_threads_for
 from dgiqa_stream.sources._faults import ErrorFlood, source_error
 from dgiqa_stream.sources._frames import (
     clock_seconds_of,
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from dgiqa_stream.config import SourceSettings
 
 _MAX_ERRORS_IN_A_ROW = 250
-_NUM_THREADS = 2  # more take more CPU and memory, and 1080p needs half of one
 _MPEG_CLOCK = Fraction(1, 90_000)
 _logger = logging.getLogger("dgiqa_stream.sources")
 
@@ -169,13 +168,16 @@ class PyavSource:
         except SourceError:
             self._container.close()
             raise
-        hardware = self._hardware
+        hardware, settings = self._hardware, self._settings
         self._decoder = TrackDecoder(
             self._track,
             hardware,
             has_side_data=hardware is not None and has_side_data(self._container, self._track),
-            threads=self._settings.decoder_threads or _NUM_THREADS,
-            is_strict=self._settings.strict,
+            threads=settings.decoder_threads
+            or num_threads_for(
+                self._container, self._track, url=self._url, realtime=settings.realtime
+            ),
+            is_strict=settings.strict,
             shown=self._shown,
         )
         self._pending: deque[av.VideoFrame] = deque()

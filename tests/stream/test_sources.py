@@ -20,6 +20,7 @@ from dgiqa_stream.config import ReconnectSettings, SourceSettings
 from dgiqa_stream.errors import SourceUnavailable, SourceUnsupported
 from dgiqa_stream.preprocess import reduced_rgb
 from dgiqa_stream.sources import is_still, open_source
+from dgiqa_stream.sources._describe import num_threads_for
 from dgiqa_stream.sources._track_decoder import TrackDecoder
 from dgiqa_stream.supervisor import ReconnectingSource
 
@@ -89,6 +90,33 @@ def test_no_frame_is_kept_while_the_next_is_decoded(media, monkeypatch):
     again.close()
     assert len(kept) >= 12
     assert set(kept) == {0}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "rate", "realtime", "expected"),
+    [
+        pytest.param("libx264", (1920, 1080), 30, True, 1, id="live H.264"),
+        pytest.param("mpeg2video", (720, 576), 25, True, 1, id="live MPEG-2"),
+        pytest.param("libx264", (1920, 1080), 60, True, 2, id="twice as many pictures"),
+        pytest.param("libx264", (2560, 1440), 30, True, 2, id="larger pictures"),
+        pytest.param("libx265", (640, 360), 25, True, 2, id="another codec"),
+        pytest.param("libx264", (1920, 1080), 30, False, 2, id="a file, as quickly as it goes"),
+    ],
+)
+def test_threads_that_decode(tmp_path, encoder, size, rate, realtime, expected):
+    """One holds a live stream's frames back by none; two where one might not keep pace."""
+    path = tmp_path / "clip.ts"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(encoder, rate=rate, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        grey = np.full((size[1] * 3 // 2, size[0]), 128, np.uint8)
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="yuv420p")))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        track = container.streams.video[0]
+        found = num_threads_for(container, track, url=str(path), realtime=realtime)
+    assert found == expected
 
 
 CLOSED_EARLY = """
