@@ -75,7 +75,8 @@ def test_cpu_and_memory_are_those_of_the_program(script):
         child.stdout.readline()
         cpu, (now_mb, peak_mb) = bench.cpu_seconds_of(child.pid), bench.memory_of(child.pid)
         child.kill()
-    assert cpu == pytest.approx(0.5, abs=3 / os.sysconf("SC_CLK_TCK"))
+    # user and system are cut to ticks, and the tick that is under way is not in them yet
+    assert cpu == pytest.approx(0.5, abs=5 / os.sysconf("SC_CLK_TCK"))
     assert 200 < now_mb <= peak_mb < 240
 
 
