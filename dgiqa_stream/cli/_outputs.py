@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from dgiqa_stream.errors import DgiqaError, SinkError
 if TYPE_CHECKING:
     from dgiqa_stream.config import StreamConfig
     from dgiqa_stream.sinks import Sink
+    from dgiqa_stream.sinks.ndjson import NdjsonSink
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +25,21 @@ class ReportPlan:
     begin_byte: int
     """Where this run begins in the recording, which may hold earlier ones."""
     is_temporary: bool
+    recorder: NdjsonSink | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the recording was moved away on the way, and holds only what came after."""
+        return self.recorder is not None and self.recorder.was_moved
 
     def write(self) -> None:
         """Make the page; a recording of its own goes, unless the page could not be made."""
         from dgiqa_stream.recording import read_recording
         from dgiqa_stream.report import write_html
 
+        begin_byte = 0 if self.is_partial else self.begin_byte
         try:
-            write_html(read_recording(self.recording, begin_byte=self.begin_byte), self.page)
+            write_html(read_recording(self.recording, begin_byte=begin_byte), self.page)
         except DgiqaError as exc:
             if self.is_temporary:  # it may be the work of a day
                 raise type(exc)(f"{exc}; the recording is kept as {self.recording}") from exc
@@ -84,6 +92,8 @@ def open_outputs(settings: StreamConfig, stack: contextlib.ExitStack) -> Outputs
         recorder = NdjsonSink(path)
         sinks.append(recorder)
         stack.callback(recorder.close)
+        if plan is not None and Path(path) == plan.recording:
+            plan = replace(plan, recorder=recorder)
     if output.csv:
         rows = CsvSink(output.csv)
         sinks.append(rows)

@@ -282,6 +282,11 @@ def _conclude(
         codes.add(shared.PARTIAL if scored else shared.NOTHING)
     if outputs.report is not None:
         outputs.report.write()
+        if outputs.report.is_partial:
+            shared.say(
+                f"warning: {outputs.report.recording} was moved away on the way; the report is of "
+                "what came after"
+            )
         if not quiet:
             shared.say(f"report: {outputs.report.page}")
     return shared.first_code(codes)

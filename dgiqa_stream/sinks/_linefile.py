@@ -5,10 +5,14 @@ Killing the program loses at most the line being written.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
@@ -24,50 +28,111 @@ _ADVICE = {
 }
 
 
-class LineFile:
-    """A file opened for appending; ``-`` is standard output. Thread-safe."""
+@dataclass(slots=True)
+class _Opened:
+    """A file and how far it is."""
 
-    def __init__(self, path: str | Path, *, append: bool) -> None:
-        """Raises SinkError, with the path, the reason and the next step, where it cannot open."""
+    file: FileIO
+    identity: tuple[int, int] | None
+    """Its device and number there; None for what has no name that could be given to another."""
+    is_new: bool
+    """Whether its first lines are still to come."""
+    is_torn: bool
+    """Whether it ends within a line, cut short by a kill or a full disk."""
+
+
+class LineFile:
+    """A file that lines are appended to; ``-`` is standard output. Thread-safe.
+
+    One that is moved away or removed, as ``logrotate`` does, is begun anew under its name by the
+    next line.
+    """
+
+    def __init__(
+        self, path: str | Path, *, append: bool, first_lines: Callable[[], bytes] = bytes
+    ) -> None:
+        """``first_lines`` gives what an empty file begins with.
+
+        Raises SinkError, with the path, the reason and the next step, where it cannot open.
+        """
+        self._path, self._first_lines = path, first_lines
         self._name = "standard output" if str(path) == STDOUT else str(path)
         self._lock = threading.Lock()
+        self.was_moved = False
+        """Whether the file has been begun anew."""
         try:
-            self._file = _open(path, append)
+            self._now = _open(path, append=append)
         except OSError as exc:
             raise self._error(exc) from exc
-        is_file = str(path) != STDOUT and self._file.seekable()
-        self.is_empty = not is_file or self._file.seek(0, os.SEEK_END) == 0
-        # A line that was cut short, by a kill or a full disk, must not swallow the next.
-        self._is_torn = not self.is_empty and not _ends_a_line(Path(path))
+        try:
+            self.write(b"")
+        except SinkError:
+            self.close()
+            raise
 
     def write(self, lines: bytes) -> None:
         """Append; raises SinkError where not all of it could be written."""
         with self._lock:
-            if self._file.closed:
+            if self._now.file.closed:
                 raise SinkError(f"{self._name} is closed: make a new sink")
-            left = memoryview(b"\n" + lines if self._is_torn else lines)
+            self._follow()
+            now = self._now
+            if now.is_new:
+                lines = self._first_lines() + lines
+            left = memoryview(b"\n" + lines if now.is_torn and lines else lines)
             try:
                 while left:
-                    num_written = self._file.write(left) or 0
+                    num_written = now.file.write(left) or 0
                     left = left[num_written:]
-                    self._is_torn = bool(left) and (self._is_torn or num_written > 0)
+                    now.is_torn = bool(left) and (now.is_torn or num_written > 0)
             except OSError as exc:
                 raise self._error(exc) from exc
+            now.is_new = False
 
     def close(self) -> None:
         """Close; twice is fine."""
         with self._lock:
-            self._file.close()
+            self._now.file.close()
+
+    def _follow(self) -> None:
+        """Begin the file anew where it is no longer under its name.
+
+        Where that cannot be, lines go on to where it is now, and nothing is lost.
+        """
+        if self._now.identity in (None, _identity_of(self._path)):
+            return
+        with contextlib.suppress(OSError):
+            opened = _open(self._path, append=True)
+            self._now.file.close()
+            self._now, self.was_moved = opened, True
 
     def _error(self, exc: OSError) -> SinkError:
         advice = _ADVICE.get(exc.errno or 0, "choose another path or change its permissions")
         return SinkError(f"cannot write {self._name}: {exc.strerror}; {advice}")
 
 
-def _open(path: str | Path, append: bool) -> FileIO:
+def _open(path: str | Path, *, append: bool) -> _Opened:
     if str(path) == STDOUT:
-        return FileIO(sys.stdout.fileno(), "w", closefd=False)
-    return FileIO(path, "a" if append else "w")
+        return _Opened(FileIO(sys.stdout.fileno(), "w", closefd=False), None, True, False)
+    file = FileIO(path, "a" if append else "w")
+    found = os.fstat(file.fileno())
+    is_regular = stat.S_ISREG(found.st_mode)
+    is_new = not (is_regular and found.st_size)
+    return _Opened(
+        file,
+        identity=(found.st_dev, found.st_ino) if is_regular else None,
+        is_new=is_new,
+        is_torn=not is_new and not _ends_a_line(Path(path)),
+    )
+
+
+def _identity_of(path: str | Path) -> tuple[int, int] | None:
+    """Of the file that is under this name now; None where there is none that can be seen."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _ends_a_line(path: Path) -> bool:

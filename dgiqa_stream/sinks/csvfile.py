@@ -26,13 +26,7 @@ class CsvSink:
         """
         if append and str(path) != STDOUT:
             _check_columns(Path(path))
-        self._file = LineFile(path, append=append)
-        if self._file.is_empty:
-            try:
-                self._file.write(_line(COLUMNS))
-            except SinkError:
-                self._file.close()
-                raise
+        self._file = LineFile(path, append=append, first_lines=lambda: _line(COLUMNS))
 
     def send(self, message: Message) -> None:
         """Write a frame's line; raises SinkError where that fails, as on a full disk."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -127,6 +128,58 @@ def test_a_disk_that_fills_up_spoils_one_line(
     assert len(torn) == 10
     assert second.wall in whole
     assert whole.startswith('{"schema"' if kind is NdjsonSink else "cam1,2,")
+
+
+@pytest.mark.parametrize("leave", [lambda path: path.rename(path.with_name("b")), Path.unlink])
+@pytest.mark.parametrize("kind", FILE_SINKS)
+def test_a_file_that_is_moved_away_is_begun_anew(
+    peers: ModuleType, tmp_path: Path, kind: type, leave: Callable[[Path], object]
+) -> None:
+    """What comes after is under the old name, with all that a file of its own needs: CSV's header,
+    and of a recording what is watched by streams that have not ended.
+    """
+    path = tmp_path / "a"
+    ended, watched = peers.make_factory("ended"), peers.make_factory("watched")
+    sink = kind(path)
+    for factory in (ended, watched):
+        sink.send(peers.make_meta(factory))
+        sink.send(factory.frame(peers.make_score(1)))
+    sink.send(ended.final(None, counts={}, duration_seconds=1.0, reason="end_of_stream"))
+    before = path.read_bytes()
+    leave(path)
+    sink.send(watched.frame(peers.make_score(2)))
+    sink.close()
+    first, *others = path.read_bytes().splitlines()
+    if kind is NdjsonSink:
+        assert sink.was_moved
+        assert first in before.splitlines()
+        assert (decode(first).kind, decode(first).stream) == ("meta", "watched")
+        assert [decode(line).frame.index for line in others] == [2]
+    else:
+        assert first.decode() == ",".join(COLUMNS)
+        assert [line.split(b",")[1] for line in others] == [b"2"]
+    if (tmp_path / "b").exists():
+        assert (tmp_path / "b").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", FILE_SINKS)
+def test_a_file_that_cannot_be_begun_anew_goes_on_where_it_is(
+    peers: ModuleType, tmp_path: Path, kind: type
+) -> None:
+    """Its folder gone, lines are added to the file that was moved, until there is a place again."""
+    folder, moved, factory = tmp_path / "f", tmp_path / "moved", peers.make_factory()
+    folder.mkdir()
+    sink = kind(folder / "a")
+    (folder / "a").rename(moved)
+    folder.rmdir()
+    sink.send(factory.frame(peers.make_score(1)))
+    num_lines = 1 + (kind is CsvSink)
+    assert len(moved.read_text().splitlines()) == num_lines
+    folder.mkdir()
+    sink.send(factory.frame(peers.make_score(2)))
+    sink.close()
+    assert len(moved.read_text().splitlines()) == num_lines
+    assert len((folder / "a").read_text().splitlines()) == num_lines
 
 
 @pytest.mark.parametrize("kind", FILE_SINKS)
