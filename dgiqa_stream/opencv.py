@@ -9,12 +9,22 @@ before keeps the number of threads that it has chosen.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
-_has_host_imported = "cv2" in sys.modules
-
-import cv2  # noqa: E402, TID253
-
-if not _has_host_imported:
-    cv2.setNumThreads(1)
+if TYPE_CHECKING:
+    import cv2
 
 __all__ = ["cv2"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import OpenCV when it is first asked for, which takes a tenth of a second."""
+    if name != "cv2":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    has_host_imported = "cv2" in sys.modules
+    import cv2
+
+    if not has_host_imported:
+        cv2.setNumThreads(1)
+    globals()["cv2"] = cv2
+    return cv2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,15 @@ def score(
         ),
     ],
     *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="stream.toml: how `watch` opens, crops and pools, and its model; options go over "
+            "it.",
+        ),
+    ] = None,
     format: Annotated[Format, typer.Option("--format", "-f")] = Format.CSV,
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE")] = "-",
     fps: Annotated[
@@ -54,16 +64,16 @@ def score(
         int,
         typer.Option("--jobs", "-j", min=0, max=256, help="Inputs scored at once; 0: all cores."),
     ] = 1,
-    model: shared.Model = "student",
-    backend: shared.Backend = "onnxruntime",
-    device: shared.Device = "auto",
-    strict: shared.Strict = False,
-    threads: shared.Threads = 1,
+    model: shared.GivenModel = None,
+    backend: shared.GivenBackend = None,
+    device: shared.GivenDevice = None,
+    strict: shared.GivenStrict = None,
+    threads: shared.GivenThreads = None,
     on_device_loss: shared.OnDeviceLoss = None,
     gpu_profile: shared.GpuProfile = None,
     max_gpu_mb: shared.MaxGpuMb = None,
     crop: shared.CropOption = None,
-    letterbox: Annotated[bool, typer.Option(help="Leave detected black bars out.")] = True,
+    letterbox: Annotated[bool | None, typer.Option(help="Leave black bars out.")] = None,
     deinterlace: shared.Deinterlace = None,
     hardware: shared.Hardware = None,
     stream_option: shared.StreamOptions = None,
@@ -77,6 +87,11 @@ def score(
     thresholds = thresholds_of(fail_under or ())
     if fps is not None and every is not None:
         raise ConfigError("--fps and --every cannot both choose the frames: give one of them")
+    base = _of_file(config)
+    options = shared.pairs_of(stream_option)
+    chosen = names_of(pool)
+    if chosen is None and base.pooling.poolers:
+        chosen = list(base.pooling.poolers)
     request = ScoreRequest(
         paths,
         {
@@ -85,7 +100,7 @@ def score(
             "sampler.every": ("--every", every),
             "source.start_seconds": ("--start", start),
             "source.duration_seconds": ("--duration", duration),
-            "source.options": ("--stream-option", shared.pairs_of(stream_option)),
+            "source.options": ("--stream-option", {**base.source.options, **options}),
             "source.deinterlace": ("--deinterlace", deinterlace),
             "source.hardware": ("--hardware", hardware),
             "source.strict": ("--strict", strict),
@@ -94,7 +109,7 @@ def score(
             "overload.policy": ("", "wait"),
             "picture.crop": ("--crop", crop),
             "picture.letterbox": ("--letterbox", letterbox),
-            "pooling.poolers": ("--pool", poolers_needed(names_of(pool), thresholds)),
+            "pooling.poolers": ("--pool", poolers_needed(chosen, thresholds)),
             "model.name": ("--model", model),
             "model.backend": ("--backend", backend),
             "model.device": ("--device", device),
@@ -104,6 +119,8 @@ def score(
             "model.gpu_profile": ("--gpu-profile", gpu_profile),
             "model.max_gpu_mb": ("--max-gpu-mb", max_gpu_mb),
         },
+        base=base,
+        has_file=config is not None,
         format=format,
         output=output,
         fail_under=thresholds,
@@ -113,6 +130,22 @@ def score(
         quiet=quiet,
     )
     shared.leave(score_inputs(request, _open_model))
+
+
+def _of_file(path: Path | None) -> StreamConfig:
+    """The defaults and, over them, what a file says of opening, cropping, pooling and the model.
+
+    Which frames are scored, and where to, is for the options to say.
+    """
+    import msgspec
+
+    from dgiqa_stream.config import StreamConfig, load_config
+
+    if path is None:
+        return StreamConfig()
+    read = load_config(path)
+    source = msgspec.structs.replace(read.source, realtime=False)  # files wait for nobody
+    return StreamConfig(source=source, picture=read.picture, model=read.model, pooling=read.pooling)
 
 
 def _open_model(settings: StreamConfig) -> OpenedScorer:

@@ -56,6 +56,10 @@ class ScoreRequest:
     """Videos, pictures, folders, patterns, ``@`` lists, URLs, or ``-``."""
     given: Given
     """Settings by key, each with the option that set it; errors name the option."""
+    base: StreamConfig | None = None
+    """The settings that these go over; the defaults unless given."""
+    has_file: bool = False
+    """Whether the base comes from a file, so that errors may name keys."""
     format: Format = Format.CSV
     output: str = "-"
     fail_under: Sequence[Threshold] = ()
@@ -97,7 +101,8 @@ def score_inputs(request: ScoreRequest, open_scorer: Callable[[StreamConfig], Op
     from dgiqa_stream.inputs import expand, lists_among, refuse_empty
     from dgiqa_stream.sources import check_options
 
-    settings, wording = settle(StreamConfig(), request.given)
+    base = request.base or StreamConfig()
+    settings, wording = settle(base, request.given, has_file=request.has_file)
     with wording.errors():
         for path in (*request.paths, request.output):
             refuse_empty(path)
