@@ -89,6 +89,7 @@ def score(
         raise ConfigError("--fps and --every cannot both choose the frames: give one of them")
     base = _of_file(config)
     options = shared.pairs_of(stream_option)
+    merged = {**base.source.options, **options}
     chosen = names_of(pool)
     if chosen is None and base.pooling.poolers:
         chosen = list(base.pooling.poolers)
@@ -100,7 +101,7 @@ def score(
             "sampler.every": ("--every", every),
             "source.start_seconds": ("--start", start),
             "source.duration_seconds": ("--duration", duration),
-            "source.options": ("--stream-option", {**base.source.options, **options}),
+            "source.options": ("--stream-option", merged if options else None),
             "source.deinterlace": ("--deinterlace", deinterlace),
             "source.hardware": ("--hardware", hardware),
             "source.strict": ("--strict", strict),
