@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,8 @@ import pytest
 
 from dgiqa_stream.recording import read_recording
 
-CONFIG = Path(__file__).parents[2] / "deploy" / "logrotate" / "dgiqa-stream"
+CHECKOUT = Path(os.environ.get("DGIQA_CHECKOUT", Path(__file__).parents[2]))
+CONFIG = CHECKOUT / "deploy" / "logrotate" / "dgiqa-stream"
 WRITTEN_WITHIN_SECONDS = 60.0
 
 
