@@ -5,7 +5,6 @@ Killing the program loses at most the line being written.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -97,14 +96,20 @@ class LineFile:
     def _follow(self) -> None:
         """Begin the file anew where it is no longer under its name.
 
-        Where that cannot be, lines go on to where it is now, and nothing is lost.
+        Where that cannot be, lines go on to where it is now; raises SinkError where it is nowhere.
         """
         if self._now.identity in (None, _identity_of(self._path)):
             return
-        with contextlib.suppress(OSError):
+        if Path(self._path).is_fifo():  # whose opening would wait for a reader
+            return
+        try:
             opened = _open(self._path, append=True)
-            self._now.file.close()
-            self._now, self.was_moved = opened, True
+        except OSError as exc:
+            if os.fstat(self._now.file.fileno()).st_nlink == 0:
+                raise self._error(exc) from exc
+            return
+        self._now.file.close()
+        self._now, self.was_moved = opened, True
 
     def _error(self, exc: OSError) -> SinkError:
         advice = _ADVICE.get(exc.errno or 0, "choose another path or change its permissions")

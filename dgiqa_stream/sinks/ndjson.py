@@ -31,10 +31,10 @@ class NdjsonSink:
     def send(self, message: Message) -> None:
         """Write one line; raises SinkError where that fails, as on a full disk."""
         line = encode(message, "json") + b"\n"
-        self._file.write(line)
-        if isinstance(message, MetaMessage):
+        if isinstance(message, MetaMessage):  # before it is written: others may begin a file anew
             self._metas[message.stream] = line
-        elif isinstance(message, FinalMessage):
+        self._file.write(line)
+        if isinstance(message, FinalMessage):
             self._metas.pop(message.stream, None)
 
     def _watched(self) -> bytes:

@@ -183,6 +183,31 @@ def test_a_file_that_cannot_be_begun_anew_goes_on_where_it_is(
 
 
 @pytest.mark.parametrize("kind", FILE_SINKS)
+def test_a_file_that_is_nowhere_is_told(peers: ModuleType, tmp_path: Path, kind: type) -> None:
+    """Deleted with its folder, there is nothing left to write to."""
+    folder = tmp_path / "f"
+    folder.mkdir()
+    with contextlib.closing(kind(folder / "a")) as sink:
+        (folder / "a").unlink()
+        folder.rmdir()
+        with pytest.raises(SinkError, match="make its folder first"):
+            sink.send(peers.make_factory().frame(peers.make_score()))
+
+
+@pytest.mark.parametrize("kind", FILE_SINKS)
+def test_a_pipe_under_its_name_is_not_waited_for(
+    peers: ModuleType, tmp_path: Path, kind: type
+) -> None:
+    """A pipe that nobody reads holds nothing up; lines go on to the file that was moved."""
+    sink = kind(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    os.mkfifo(tmp_path / "a")
+    sink.send(peers.make_factory().frame(peers.make_score()))
+    sink.close()
+    assert len((tmp_path / "b").read_text().splitlines()) == 1 + (kind is CsvSink)
+
+
+@pytest.mark.parametrize("kind", FILE_SINKS)
 def test_several_threads_write_whole_lines(peers: ModuleType, tmp_path: Path, kind: type) -> None:
     """Lines of several threads never mix and none is lost."""
     path, factory = tmp_path / "a", peers.make_factory()
