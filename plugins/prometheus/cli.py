@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib import resources
 from typing import Annotated
@@ -18,7 +21,7 @@ import typer
 from dgiqa_stream.cli.running import Verdict, run
 from dgiqa_stream.errors import ConfigError, DgiqaError
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _DEFAULT_PUBLISHER = "tcp://127.0.0.1:5556"  # where `dgiqa-stream watch` publishes
 _USAGE, _BROKEN = 2, 5
 
@@ -81,14 +84,35 @@ def export(
     board = Board(stale_after_seconds=stale_after, forget_after_seconds=forget_after)
     publishers = list(dict.fromkeys(connect or [_DEFAULT_PUBLISHER]))
     address = parse_address(listen)
-    # Every thread inherits this, so that the signal comes to where it is waited for.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    with Exporter(board, publishers, address, curve_dir=curve_dir) as exporter:
+    with (
+        _told_of_signals() as told,
+        Exporter(board, publishers, address, curve_dir=curve_dir) as exporter,
+    ):
         typer.echo(
             f"http://{exporter.address}/metrics serves what {', '.join(publishers)} publishes",
             err=True,
         )
-        signal.sigwait(_SIGNALS)
+        told.recv(1)
+
+
+@contextmanager
+def _told_of_signals() -> Iterator[socket.socket]:
+    """A socket that can be read from once there was a signal, whichever thread the kernel chose.
+
+    ``sigwait`` is no way: between two waits a signal goes to one of the threads that numpy started
+    while it was imported, and there its default ends the process.
+    """
+    told, telling = socket.socketpair()
+    telling.setblocking(False)
+    with told, telling:
+        wakeup = signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
+        before = [signal.signal(number, lambda *_: None) for number in _SIGNALS]
+        try:
+            yield told
+        finally:
+            for number, handler in zip(_SIGNALS, before, strict=True):
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)
 
 
 def main() -> None:
