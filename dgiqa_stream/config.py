@@ -236,12 +236,17 @@ class StreamConfig(_Settings, frozen=True):
     output: OutputSettings = OutputSettings()
 
 
+_GIVE = "give a TOML file as `dgiqa-stream config` prints it"
+
+
 def load_config(path: Path) -> StreamConfig:
     """Read a configuration file; raises :class:`ConfigError` naming the key and the rule."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"cannot read the configuration {path}: {exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"cannot read the configuration {path}: it is no UTF-8; {_GIVE}") from exc
+    except OSError as exc:
+        raise ConfigError(f"cannot read the configuration {path}: {exc.strerror}; {_GIVE}") from exc
     try:
         return parse_config(tomllib.loads(text))
     except tomllib.TOMLDecodeError as exc:

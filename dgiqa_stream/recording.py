@@ -19,6 +19,7 @@ from dgiqa_stream.errors import SourceError
 from dgiqa_stream.types import WindowScore
 
 _MAX_LINE_BYTES = 16 << 20  # a thumbnail is some 30 kB
+_TRUNCATED = "Input data was truncated"  # what msgspec says of the beginning of an object
 _LATER_KIND = re.compile(rf"dgiqa\.[a-z]+/{wire.MAJOR}")
 
 
@@ -85,7 +86,7 @@ class Recording:
     tracks: tuple[Track, ...]
     num_lines: int
     num_cut_short: int = 0
-    """1 where the last line ends in the middle, as after a power failure; it was left out."""
+    """Lines that end in the middle, as after a power failure; they were left out."""
     num_unknown: int = 0
     """Messages of kinds this version does not know; they were left out."""
 
@@ -165,8 +166,8 @@ class _Draft:
 def read_recording(path: Path, *, begin_byte: int = 0) -> Recording:
     """Read a recording; streams, their sessions and paths are told apart.
 
-    ``begin_byte`` is where to begin, at the end of some line; lines are numbered from there. A last
-    line cut short is left out and counted. Raises
+    ``begin_byte`` is where to begin, at the end of some line; lines are numbered from there. Lines
+    cut short, as by a kill, are left out and counted. Raises
     :class:`~dgiqa_stream.errors.SourceError` naming the line where the file is something else.
     """
     try:
@@ -211,11 +212,11 @@ class _Reader:
             if not line.strip():
                 continue
             try:
-                self._take(line)
+                self._take(line.rstrip())
             except (ValueError, msgspec.DecodeError) as exc:
-                if not line.endswith(b"\n") and len(line) < _MAX_LINE_BYTES and self._drafts:
+                if _is_cut_short(line.rstrip(), exc):
                     self._num_cut_short += 1
-                    break
+                    continue
                 raise SourceError(
                     f"{self._path} line {number} is neither a message nor a score row: {exc}; give "
                     "NDJSON written by `dgiqa-stream watch` or `dgiqa-stream score`"
@@ -274,6 +275,12 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
     """Lines, none longer than what a file of another kind may hold without a newline."""
     while line := file.readline(_MAX_LINE_BYTES):
         yield line
+
+
+def _is_cut_short(line: bytes, exc: Exception) -> bool:
+    """Whether a line is the beginning of a JSON object, of which nothing is wrong but its end."""
+    is_at_the_end = str(exc) == _TRUNCATED or str(exc).endswith(f"(byte {len(line)})")
+    return line.startswith(b"{") and len(line) < _MAX_LINE_BYTES - 1 and is_at_the_end
 
 
 def _interval(row: _Line) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dgiqa_stream.errors import DgiqaError, SinkError
+from dgiqa_stream.errors import SinkError, SourceError
 
 if TYPE_CHECKING:
     from dgiqa_stream.config import StreamConfig
@@ -29,21 +29,27 @@ class ReportPlan:
 
     @property
     def is_partial(self) -> bool:
-        """Whether the recording was moved away on the way, and holds only what came after."""
+        """Whether the recording was moved away or emptied, and holds only what came after."""
         return self.recorder is not None and self.recorder.was_moved
 
     def write(self) -> None:
-        """Make the page; a recording of its own goes, unless the page could not be made."""
+        """Make the page; a recording of its own goes, unless the page could not be made.
+
+        Raises :class:`SinkError` where it could not, as of a recording that somebody has moved.
+        """
         from dgiqa_stream.recording import read_recording
         from dgiqa_stream.report import write_html
 
         begin_byte = 0 if self.is_partial else self.begin_byte
         try:
             write_html(read_recording(self.recording, begin_byte=begin_byte), self.page)
-        except DgiqaError as exc:
+        except (SinkError, SourceError) as exc:
+            reason = str(exc)
+            if isinstance(exc, SourceError):
+                reason = f"cannot make the report {self.page}: {exc}"
             if self.is_temporary:  # it may be the work of a day
-                raise type(exc)(f"{exc}; the recording is kept as {self.recording}") from exc
-            raise
+                reason += f"; the recording is kept as {self.recording}"
+            raise SinkError(reason) from exc
         if self.is_temporary:
             self.recording.unlink(missing_ok=True)
 

@@ -30,6 +30,7 @@ def score(
         typer.Option(
             "--config",
             "-c",
+            parser=shared.path_with_a_name,
             help="stream.toml: how `watch` opens, crops and pools, and its model; options go over "
             "it.",
         ),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import re
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -49,17 +50,26 @@ _STRICT = typer.Option(
 _THREADS = typer.Option(
     envvar="DGIQA_THREADS", min=1, max=256, help="CPU threads of one inference."
 )
+
+
+def _else(option: Any, default: str) -> Any:
+    """An option that is None where it was not given, and how the help tells what it is then."""
+    given = copy.copy(option)
+    given.show_default = default
+    return given
+
+
 # Given ones are None where they were not given, because a configuration file may say it then.
 Model = Annotated[str, _MODEL]
-GivenModel = Annotated[str | None, _MODEL]
+GivenModel = Annotated[str | None, _else(_MODEL, "student")]
 Backend = Annotated[str, _BACKEND]
-GivenBackend = Annotated[str | None, _BACKEND]
+GivenBackend = Annotated[str | None, _else(_BACKEND, "onnxruntime")]
 Device = Annotated[str, _DEVICE]
-GivenDevice = Annotated[str | None, _DEVICE]
+GivenDevice = Annotated[str | None, _else(_DEVICE, "auto")]
 Strict = Annotated[bool, _STRICT]
 GivenStrict = Annotated[bool | None, _STRICT]
 Threads = Annotated[int, _THREADS]
-GivenThreads = Annotated[int | None, _THREADS]
+GivenThreads = Annotated[int | None, _else(_THREADS, "1")]
 Hardware = Annotated[
     str | None,
     typer.Option(

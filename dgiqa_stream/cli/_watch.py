@@ -42,7 +42,14 @@ def watch(
     ] = None,
     *,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", envvar="DGIQA_CONFIG", help="stream.toml")
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            envvar="DGIQA_CONFIG",
+            parser=shared.path_with_a_name,
+            help="stream.toml",
+        ),
     ] = None,
     id: Annotated[
         list[str] | None, typer.Option("--id", help="A name for each URL, in their order.")
@@ -284,8 +291,8 @@ def _conclude(
         outputs.report.write()
         if outputs.report.is_partial:
             shared.say(
-                f"warning: {outputs.report.recording} was moved away on the way; the report is of "
-                "what came after"
+                f"warning: {outputs.report.recording} was moved away or emptied on the way; the "
+                "report is of what came after"
             )
         if not quiet:
             shared.say(f"report: {outputs.report.page}")

@@ -107,7 +107,11 @@ def _lowest(stories: list[Story], most: int) -> list[Story]:
 def _summary(recording: Recording, timed: list[Story], shown: list[Story]) -> str:
     notes = []
     if recording.num_cut_short:
-        notes.append("The last line of the recording was cut short and is left out.")
+        lines = "line" if recording.num_cut_short == 1 else "lines"
+        notes.append(
+            f"{recording.num_cut_short} {lines} of the recording, cut short as by a power failure, "
+            f"{'is' if recording.num_cut_short == 1 else 'are'} left out."
+        )
     if recording.num_unknown:
         notes.append(
             f"{recording.num_unknown} messages of kinds this version does not know are left out."

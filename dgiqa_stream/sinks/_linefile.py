@@ -5,6 +5,7 @@ Killing the program loses at most the line being written.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -37,14 +38,34 @@ class _Opened:
     is_new: bool
     """Whether its first lines are still to come."""
     is_torn: bool
-    """Whether it ends within a line, cut short by a kill or a full disk."""
+    """Whether it ends within a line, cut short by a kill."""
+    num_bytes: int
+    """At least so long it is, unless somebody cuts it."""
+
+    def is_whole_at(self, path: str | Path) -> bool:
+        """Whether it is the file under this name, with all that was written to it."""
+        try:
+            found = Path(path).stat()
+        except OSError:  # none there, or none that can be seen
+            return False
+        return (found.st_dev, found.st_ino) == self.identity and found.st_size >= self.num_bytes
+
+    def take_back(self, num_bytes: int) -> None:
+        """Cut off its last bytes, the beginning of a line, unless others have written since."""
+        number = self.file.fileno()
+        with contextlib.suppress(OSError):
+            if self.identity and os.fstat(number).st_size == self.num_bytes + num_bytes:
+                os.ftruncate(number, self.num_bytes)
+                self.file.seek(self.num_bytes)
+                return
+        self.is_torn = self.is_torn or num_bytes > 0
 
 
 class LineFile:
     """A file that lines are appended to; ``-`` is standard output. Thread-safe.
 
-    One that is moved away or removed, as ``logrotate`` does, is begun anew under its name by the
-    next line.
+    One that is moved away, removed or emptied, as ``logrotate`` does, is begun anew under its name
+    by the next line. What a full disk leaves of a line is taken back.
     """
 
     def __init__(
@@ -79,14 +100,16 @@ class LineFile:
             if now.is_new:
                 lines = self._first_lines() + lines
             left = memoryview(b"\n" + lines if now.is_torn and lines else lines)
+            num_done = 0
             try:
-                while left:
-                    num_written = now.file.write(left) or 0
-                    left = left[num_written:]
-                    now.is_torn = bool(left) and (now.is_torn or num_written > 0)
+                while num_done < len(left):
+                    num_done += now.file.write(left[num_done:]) or 0
             except OSError as exc:
+                now.take_back(num_done)
                 raise self._error(exc) from exc
+            now.num_bytes += num_done
             now.is_new = False
+            now.is_torn = now.is_torn and not lines
 
     def close(self) -> None:
         """Close; twice is fine."""
@@ -94,11 +117,11 @@ class LineFile:
             self._now.file.close()
 
     def _follow(self) -> None:
-        """Begin the file anew where it is no longer under its name.
+        """Begin the file anew where it is no longer under its name, or shorter than it was.
 
         Where that cannot be, lines go on to where it is now; raises SinkError where it is nowhere.
         """
-        if self._now.identity in (None, _identity_of(self._path)):
+        if self._now.identity is None or self._now.is_whole_at(self._path):
             return
         if Path(self._path).is_fifo():  # whose opening would wait for a reader
             return
@@ -118,7 +141,7 @@ class LineFile:
 
 def _open(path: str | Path, *, append: bool) -> _Opened:
     if str(path) == STDOUT:
-        return _Opened(FileIO(sys.stdout.fileno(), "w", closefd=False), None, True, False)
+        return _Opened(FileIO(sys.stdout.fileno(), "w", closefd=False), None, True, False, 0)
     file = FileIO(path, "a" if append else "w")
     found = os.fstat(file.fileno())
     is_regular = stat.S_ISREG(found.st_mode)
@@ -128,16 +151,8 @@ def _open(path: str | Path, *, append: bool) -> _Opened:
         identity=(found.st_dev, found.st_ino) if is_regular else None,
         is_new=is_new,
         is_torn=not is_new and not _ends_a_line(Path(path)),
+        num_bytes=found.st_size if is_regular else 0,
     )
-
-
-def _identity_of(path: str | Path) -> tuple[int, int] | None:
-    """Of the file that is under this name now; None where there is none that can be seen."""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -11,8 +11,8 @@ from dgiqa_stream.wire import FinalMessage, Message, MetaMessage, encode
 class NdjsonSink:
     """A recording that survives the program: ``kill -9`` loses at most the last line.
 
-    A file that is begun anew, because the one before was moved away, begins with what is watched:
-    the ``meta`` messages of the streams that have not ended, as they were sent.
+    A file that is begun anew, because the one before was moved away or emptied, begins with what is
+    watched: the ``meta`` messages of the streams that have not ended, as they were sent.
     """
 
     def __init__(self, path: str | Path, *, append: bool = True) -> None:
@@ -25,7 +25,7 @@ class NdjsonSink:
 
     @property
     def was_moved(self) -> bool:
-        """Whether the file was moved away and begun anew, so that it has not all messages."""
+        """Whether the file has been begun anew, so that it has not all messages."""
         return self._file.was_moved
 
     def send(self, message: Message) -> None:

@@ -125,8 +125,8 @@ def choose_track(container: InputContainer, settings: SourceSettings, *, shown: 
         chosen = tracks[settings.track]
     else:
         raise SourceUnsupported(
-            f"{shown}: has no video track {settings.track}; there are {len(tracks)}, "
-            f"numbered from 0 to {len(tracks) - 1}"
+            f"{shown}: has no video track {settings.track} (source.track); there are "
+            f"{len(tracks)}, numbered from 0 to {len(tracks) - 1}"
         )
     if chosen.codec_context is None:
         raise SourceUnsupported(
@@ -174,7 +174,9 @@ def _programme(container: InputContainer, number: int, shown: str) -> tuple[int,
     programmes = _programmes(container)
     if number not in programmes:
         there = ", ".join(map(str, sorted(programmes))) or "none"
-        raise SourceUnsupported(f"{shown}: has no programme {number}; there is {there}")
+        raise SourceUnsupported(
+            f"{shown}: has no programme {number} (source.programme); there is {there}"
+        )
     return programmes[number]
 
 

@@ -79,16 +79,25 @@ def test_options_go_over_the_file(run_cli, media, config):
         ("[picture]\ncrop = [0, 0, 9]\n", 2, "stream.toml: picture.crop"),
         ("[smapler]\n", 2, "stream.toml: unknown setting smapler; did you mean sampler?"),
         ('[model]\nname = "studnet"\n', 5, "studnet"),
-        (None, 2, "cannot read the configuration"),
+        (b"\xff", 2, "stream.toml: it is no UTF-8; give a TOML file as `dgiqa-stream config`"),
+        (None, 2, "stream.toml: No such file or directory; give a TOML file"),
     ],
 )
 def test_a_file_that_cannot_be_meant(run_cli, media, tmp_path, text, code, words):
     """One line names the file or key, before anything is scored."""
     path = tmp_path / "stream.toml"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     done = run_cli("score", media["plain"], "-c", path)
     assert done.code == code
     assert words in done.err
     assert len(done.err.splitlines()) == 1
     assert done.out == ""
+
+
+@pytest.mark.parametrize("command", ["score", "watch"])
+def test_a_file_without_a_name_is_no_folder(run_cli, media, command):
+    """An empty name, as of a variable that is not set, is told as that and not as ``.``."""
+    done = run_cli(command, media["plain"], "-c", "")
+    assert (done.code, done.out) == (2, "")
+    assert "names nothing" in done.err

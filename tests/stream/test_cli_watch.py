@@ -18,7 +18,9 @@ import time
 import av
 import pytest
 
+from dgiqa_stream.cli._outputs import ReportPlan
 from dgiqa_stream.cli._watch import _summary
+from dgiqa_stream.errors import SinkError
 from dgiqa_stream.session import SessionResult
 from dgiqa_stream.subscriber import Subscriber
 from dgiqa_stream.telemetry import Count
@@ -351,6 +353,14 @@ def test_a_report_is_of_this_run_of_a_recording_that_goes_on(run_cli, tmp_path):
     assert streams == {"monday", "tuesday"}
     assert "tuesday" in page.read_text()
     assert "monday" not in page.read_text()
+
+
+def test_a_report_of_a_recording_that_is_gone_is_an_output_that_fails(tmp_path):
+    """Its error is that of the page, exit code 5, and not that of an input, 3."""
+    pytest.importorskip("matplotlib")
+    plan = ReportPlan(tmp_path / "p.html", tmp_path / "gone.ndjson", 0, is_temporary=False)
+    with pytest.raises(SinkError, match=r"cannot make the report .*p\.html: cannot read the rec"):
+        plan.write()
 
 
 def test_the_recording_of_a_failed_report_is_kept(run_cli, tmp_path):

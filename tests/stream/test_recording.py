@@ -142,6 +142,27 @@ def test_a_last_line_cut_short_is_left_out_and_counted(tmp_path: Path, kept: flo
     assert len(recording.tracks[0].frames) == 20
 
 
+def test_a_line_cut_short_by_a_kill_is_left_out_wherever_it_is_cut(tmp_path: Path):
+    """A service that was killed and started again goes on below the line it was writing."""
+    whole = session(factory())
+    at = next(i for i, message in enumerate(whole) if isinstance(message, wire.FrameMessage))
+    before, torn, after = lines(whole[:at]), wire.encode(whole[at]), lines(whole[at + 1 :])
+    for num_bytes in range(1, len(torn)):
+        content = before + torn[:num_bytes] + b"\n" + after
+        recording = read_recording(write(tmp_path, content))
+        assert recording.num_cut_short == 1, torn[:num_bytes]
+        assert recording.tracks[0].final is not None
+        assert len(recording.tracks[0].frames) == 19
+
+
+def test_a_recording_may_begin_with_a_line_cut_short(tmp_path: Path):
+    """One that was cut while it was begun."""
+    whole = lines(session(factory()))
+    recording = read_recording(write(tmp_path, whole[:30] + b"\n" + whole))
+    assert recording.num_cut_short == 1
+    assert len(recording.tracks[0].frames) == 20
+
+
 def test_a_recording_without_intervals_is_read():
     """What the release before intervals wrote is read: no interval, no share, and a frame that it
     called out of domain is HDR, the only reason it knew.
@@ -206,8 +227,12 @@ def test_messages_of_later_kinds_are_left_out(tmp_path: Path):
         (b'{"path":"a.mp4","score":50}\n\n[1,2]\n{"path":"a.mp4","score":50}\n', 3),
         (b'{"schema":"dgiqa.frame/2","stream":"cam1"}\n', 1),
         (b'{"schema":"dgiqa.frame/1","stream":"cam1"}\n', 1),
+        (b'{\n  "path": "a.mp4",\n  "score": 50\n}\n', 2),
     ],
-    ids=["csv", "mp4", "no score", "off the scale", "not an object", "major 2", "half a message"],
+    ids=[
+        *("csv", "mp4", "no score", "off the scale", "not an object", "major 2", "half a message"),
+        "over several lines",
+    ],
 )
 def test_a_file_that_is_no_recording_is_one_clear_error(tmp_path: Path, content: bytes, line: int):
     """Anything else is one error with the file, the line and the commands that write recordings."""

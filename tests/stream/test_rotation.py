@@ -78,7 +78,7 @@ def test_logrotate_loses_nothing(tmp_path, logrotate, plain_environment):
     finally:
         process.kill()
     assert process.returncode == 0, err
-    assert f"{record} was moved away on the way" in err
+    assert f"{record} was moved away or emptied on the way" in err
     assert page.exists()
     oldest = tmp_path / "r.ndjson.2"
     oldest.write_bytes(gzip.decompress((tmp_path / "r.ndjson.2.gz").read_bytes()))

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -106,31 +107,87 @@ def test_a_torn_line_does_not_swallow_the_next(
 
 
 @pytest.mark.parametrize("kind", FILE_SINKS)
-def test_a_disk_that_fills_up_spoils_one_line(
-    peers: ModuleType, tmp_path: Path, kind: type
-) -> None:
-    """When a line was cut short by a full disk, the next one that fits is whole."""
-    path, factory = tmp_path / "a", peers.make_factory()
-    sink = kind(path)
+@contextmanager
+def room_for(num_bytes: int) -> Iterator[None]:
+    """No file grows beyond this, as on a disk that is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
-        with pytest.raises(SinkError, match="File too large"):
-            sink.send(factory.frame(peers.make_score(1)))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.parametrize("kind", FILE_SINKS)
+def test_a_disk_that_fills_up_leaves_no_half_line(
+    peers: ModuleType, tmp_path: Path, kind: type
+) -> None:
+    """What a full disk took of a line is taken back; the next one that fits is whole."""
+    path, factory = tmp_path / "a", peers.make_factory()
+    sink = kind(path)
+    sink.send(factory.frame(peers.make_score(0)))
+    whole = path.read_bytes()
+    with room_for(len(whole) + 10), pytest.raises(SinkError, match="File too large"):
+        sink.send(factory.frame(peers.make_score(1)))
+    assert path.read_bytes() == whole
     second = factory.frame(peers.make_score(2))
     sink.send(second)
     sink.close()
-    *_, torn, whole = path.read_text(encoding="utf-8").splitlines()
+    assert path.read_bytes().startswith(whole)
+    *_, last = path.read_text(encoding="utf-8").splitlines()
+    assert len(path.read_text(encoding="utf-8").splitlines()) == len(whole.splitlines()) + 1
+    assert second.wall in last
+
+
+@pytest.mark.parametrize("kind", FILE_SINKS)
+def test_a_disk_that_fills_up_while_a_file_is_begun_anew(
+    peers: ModuleType, tmp_path: Path, kind: type
+) -> None:
+    """First lines that did not fit are written again, before the next line that fits."""
+    path, factory = tmp_path / "a", peers.make_factory()
+    sink = kind(path)
+    sink.send(peers.make_meta(factory))
+    sink.send(factory.frame(peers.make_score(1)))
+    first_line = path.read_bytes().splitlines()[0]
+    path.rename(tmp_path / "b")
+    with room_for(len(first_line) // 2), pytest.raises(SinkError, match="File too large"):
+        sink.send(factory.frame(peers.make_score(2)))
+    assert path.read_bytes() == b""
+    sink.send(factory.frame(peers.make_score(3)))
+    sink.close()
+    lines = path.read_bytes().splitlines()
+    assert len(lines) == 2
+    assert lines[0] == first_line
+
+
+def test_a_disk_that_fills_up_leaves_alone_what_others_wrote(
+    peers: ModuleType, tmp_path: Path
+) -> None:
+    """Where two write one file, the half line stays, and the next one begins a line of its own."""
+    path, factory = tmp_path / "a", peers.make_factory()
+    sink = NdjsonSink(path)
+    with path.open("ab") as other:
+        other.write(b'{"other": 1}\n')
+    with room_for(path.stat().st_size + 10), pytest.raises(SinkError, match="File too large"):
+        sink.send(factory.frame(peers.make_score(1)))
+    sink.send(factory.frame(peers.make_score(2)))
+    sink.close()
+    others, torn, whole = path.read_bytes().splitlines()
+    assert others == b'{"other": 1}'
     assert len(torn) == 10
-    assert second.wall in whole
-    assert whole.startswith('{"schema"' if kind is NdjsonSink else "cam1,2,")
+    assert decode(whole).frame.index == 2
 
 
-@pytest.mark.parametrize("leave", [lambda path: path.rename(path.with_name("b")), Path.unlink])
+LEFT = [
+    pytest.param(lambda path: path.rename(path.with_name("b")), id="moved"),
+    pytest.param(Path.unlink, id="removed"),
+    pytest.param(lambda path: os.truncate(path, 0), id="emptied"),
+]
+
+
+@pytest.mark.parametrize("leave", LEFT)
 @pytest.mark.parametrize("kind", FILE_SINKS)
 def test_a_file_that_is_moved_away_is_begun_anew(
     peers: ModuleType, tmp_path: Path, kind: type, leave: Callable[[Path], object]
