@@ -87,4 +87,5 @@ def test_what_is_neither_is_taken_round_by_round(script):
     found = script("score_every_frame")._of_model(both, decode, inference, [1.0])
     assert found["neither_over_decode"] == 0.25
     assert found["cpu_ms_per_frame_neither"] == pytest.approx(1.4)
+    assert found["scoring_over_decode_p10_p90"] == [2.0, 2.08]
     assert found["cpu_ms_per_frame_inference"] == 7.0
