@@ -76,7 +76,7 @@ def _of_model(
         "neither_over_decode": round(statistics.median(rest_ratios), 3),
         "cpu_ms_per_frame_decode_and_score": round(statistics.median(cpu_ms), 2),
         "scoring_over_decode": round(statistics.median(ratios), 3),
-        "scoring_over_decode_p10_p90": [round(float(r), 3) for r in np.quantile(ratios, [0.1, 0.9])],
+        "scoring_over_decode_p10_p90": np.quantile(ratios, [0.1, 0.9]).round(3).tolist(),
         "frames_per_second": round(statistics.median(rate), 1),
     }
 
