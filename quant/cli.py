@@ -12,6 +12,7 @@ from dgiqa_stream.cli.running import Verdict, run
 from dgiqa_stream.errors import ConfigError, DgiqaError
 from distill.process import command_line, keep_freed_memory
 from distill.say import say
+from quant.fragments_command import fragments
 from quant.gpu_commands import check_tensorrt, engine, half, program
 from quant.leave_out_command import leave_out
 from quant.low_rank.command import factorize
@@ -236,6 +237,7 @@ def int8(
 
 
 app.command()(factorize)
+app.command()(fragments)
 app.command()(refit)
 app.command()(leave_out)
 app.command()(sure)

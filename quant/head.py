@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -59,6 +59,9 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether training pictures with a twin among those for validation are left out."""
     leave_out: list[str] = []
     """Degradations whose ladders are not looked at, as the trunk's recipe has them."""
+    taught_by: Literal["regression", "own_head"] = "regression"
+    """Who says what rated pictures and the mildest of ladders get: kernel ridge regression, or the
+    float model's own head, which then says how far scores fall, too."""
     num_looks: Count = 3
     """Looks at each rated picture: as it is served, then random crops, mirrored or not."""
     smallest_crop: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.85
@@ -96,7 +99,7 @@ class HeadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ladder_margin: Annotated[float, msgspec.Meta(ge=0)] = 0.08
     """Logits by which one level more should lie lower."""
     seed: int = 1
-    version: int = 8
+    version: int = 9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,7 +233,7 @@ def distil_head(
     a, b = (torch.from_numpy((x - mean) / std) for x in (of_float, of_int8))
     wanted = torch.from_numpy(logits.astype(np.float32))
     torch.manual_seed(config.seed)
-    draw = _Draw(labels, config)
+    draw = Draw(labels, batch=config.batch, ladders_at_once=config.ladders_at_once)
     hidden, last = nn.Linear(a.shape[1], config.width), nn.Linear(config.width, 1)
     parameters = [*hidden.parameters(), *last.parameters()]
     optimiser = torch.optim.AdamW(parameters, config.rate, weight_decay=config.weight_decay)
@@ -242,7 +245,7 @@ def distil_head(
         za, zb = (last(F.relu(hidden(x[chosen] * kept))).squeeze(1) for x in (a, b))
         loss = config.agreement_weight * (za - zb).square().mean()
         for z in (za, zb):
-            loss = loss + _head_loss(z, wanted[chosen], worse_by, config)
+            loss = loss + head_loss(z, wanted[chosen], worse_by, config)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -250,36 +253,43 @@ def distil_head(
     return _of_raw_features(hidden, last, mean, std)
 
 
-class _Draw:
+class Draw:
     """The looks of a step: rated ones, then whole ladders, and by how many levels each is worse."""
 
-    def __init__(self, labels: Labels, config: HeadConfig) -> None:
+    def __init__(self, labels: Labels, *, batch: int, ladders_at_once: int) -> None:
+        """So many looks at rated pictures, and so many ladders where there are any."""
         self.rated = torch.from_numpy(np.flatnonzero(labels.ladder < 0))
         self.ladders = [torch.from_numpy(m) for m in _ladders(labels) if len(m) > 1]
         self.level = torch.from_numpy(labels.level)
-        self.num_rated = config.batch
-        self.num_ladders = config.ladders_at_once if self.ladders else 0
+        self.num_rated = batch
+        self.num_ladders = ladders_at_once if self.ladders else 0
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
+    def __call__(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Indices (N,), and for the last M of them, from ladders, (M, M): column less row, or 0."""
-        rated = self.rated[torch.randint(len(self.rated), (self.num_rated,))]
-        picked = torch.randint(max(1, len(self.ladders)), (self.num_ladders,)).tolist()
+        chosen = torch.randint(len(self.rated), (self.num_rated,), generator=generator)
+        picked = torch.randint(
+            max(1, len(self.ladders)), (self.num_ladders,), generator=generator
+        ).tolist()
         members = [self.ladders[i] for i in picked]
         steps = [self.level[m][None] - self.level[m][:, None] for m in members]
         worse_by = torch.block_diag(*steps) if steps else torch.zeros(0, 0)
-        return torch.cat([rated, *members]), worse_by.clamp_min(0).float()
+        return torch.cat([self.rated[chosen], *members]), worse_by.clamp_min(0).float()
 
 
-def _head_loss(z: Tensor, wanted: Tensor, worse_by: Tensor, config: HeadConfig) -> Tensor:
-    """Distillation of all looks (N,), and the hinge between those of ladders, the last ones."""
+def head_loss(z: Tensor, wanted: Tensor, worse_by: Tensor, config: HeadConfig) -> Tensor:
+    """Distillation of all looks (N,), and the hinge between those of ladders, the last ones.
+
+    ``worse_by`` is (M, M): by how many levels the look of the column is worse than the row's.
+    """
+    num_rated = len(z) - len(worse_by)
     errors = F.smooth_l1_loss(z, wanted, beta=_LINEAR_BEYOND, reduction="none")
-    loss = errors[: config.batch].mean()
+    loss = errors[:num_rated].mean()
     if not len(worse_by):
         return loss
-    of_ladders = z[config.batch :]
+    of_ladders = z[num_rated:]
     gap = of_ladders[:, None] - of_ladders[None]  # row less column
     hinge = F.relu(config.ladder_margin * worse_by - gap)[worse_by > 0].mean()
-    return loss + config.fall_weight * errors[config.batch :].mean() + config.ladder_weight * hinge
+    return loss + config.fall_weight * errors[num_rated:].mean() + config.ladder_weight * hinge
 
 
 def logits_of(quality: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -320,7 +330,7 @@ def _constants(graph: onnx.ModelProto) -> tuple[str, str, str, str]:
     return hidden.input[1], hidden.input[2], quality.input[1], quality.input[2]
 
 
-def _head_of(graph: onnx.ModelProto) -> Head:
+def head_of(graph: onnx.ModelProto) -> Head:
     """The head that a graph has now."""
     return Head(*(constant_of(graph, name) for name in _constants(graph)))
 
@@ -365,22 +375,52 @@ def refit_(
     the INT8 graph's head. ``former`` has the logits (N,) of who says how far pictures of ladders
     fall, read there alone; the float graph's own head unless given.
     """
-    a, labels = features.of_float, features.labels
-    slope, offset = regression_lines(features.of_int8.astype(np.float64), a.astype(np.float64))
-    b = (features.of_int8 * slope + offset).astype(np.float32)
-    as_served = slice(0, int((~np.isnan(labels.mos)).sum()) // config.num_looks)
-    teacher = KernelRidge(
-        a[as_served], labels.mos[as_served], width=config.kernel_width, ridge=config.ridge
-    )
-    if former is None:
-        former = _head_of(reference)(a)
-    wanted = _anchored(logits_of(teacher(a)), former, labels)
-    head = distil_heads(a, b, wanted, labels, config)
+    slope, offset, b = corrected(features)
+    wanted = wanted_logits(features, config, own=head_of(reference), former=former)
+    head = distil_heads(features.of_float, b, wanted, features.labels, config)
     _put(reference, head)
     weight = on_row_grid(head.hidden_weight * slope)  # so that the file can hold it as INT8
     bias = head.hidden_bias + head.hidden_weight @ offset
     _put(quantised, Head(weight, bias, head.quality_weight, head.quality_bias))
     return head_size(quantised)
+
+
+def corrected(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64], Floats]:
+    """The regression lines of INT8's features on the float ones (F,), and what they make of them.
+
+    Slopes and offsets, then the features (N, F).
+    """
+    slope, offset = regression_lines(
+        features.of_int8.astype(np.float64), features.of_float.astype(np.float64)
+    )
+    return slope, offset, (features.of_int8 * slope + offset).astype(np.float32)
+
+
+def wanted_logits(
+    features: Features,
+    config: HeadConfig,
+    *,
+    own: Head,
+    former: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """What a head is to say of each look, (N,).
+
+    ``own`` is the float graph's head now. ``former``: as of :func:`refit_`, which raises as this
+    does: :class:`ConfigError` where the float graph's own head teaches and another is to say how
+    far scores fall.
+    """
+    a, labels = features.of_float, features.labels
+    if config.taught_by == "own_head":
+        if former is not None:
+            raise ConfigError(
+                'taught_by = "own_head" says how far scores fall, too: leave --falls-of away'
+            )
+        return own(a)
+    as_served = slice(0, int((~np.isnan(labels.mos)).sum()) // config.num_looks)
+    teacher = KernelRidge(
+        a[as_served], labels.mos[as_served], width=config.kernel_width, ridge=config.ridge
+    )
+    return _anchored(logits_of(teacher(a)), own(a) if former is None else former, labels)
 
 
 def head_size(graph: onnx.ModelProto) -> int:

@@ -87,17 +87,23 @@ def leave_out(
     from quant.looks import features_at, logits_on_ladders, looks_at
     from quant.proof.figures import read_graph
     from quant.ptq import load_int8_config
+    from quant.refusals import refuse_other_precisions, refuse_unwritable
 
     kinds = [name for name in picture_kinds() if name in (kind or picture_kinds())]
     unseen = [name for name in kinds if name not in (known_to_trunk or ())]
     _refuse_kinds(kinds, unseen, [*(kind or ()), *(known_to_trunk or ())], folds=folds)
-    _refuse_unwritable(output)
+    refuse_unwritable(output)
     sources = [load_model(model), load_model(quantised)]
-    _refuse_other_precisions(*sources)
+    refuse_other_precisions(*sources)
     former = None if falls_of is None else load_model(falls_of)
     paths = unseen_paths(pristine, number=contents)
     settings = load_int8_config(config).head
     settings = msgspec.structs.replace(settings, num_heads=heads or settings.num_heads)
+    if settings.taught_by == "own_head":
+        raise ConfigError(
+            'head.taught_by = "own_head" would tell heads of kinds that they are not to know: give '
+            'settings with "regression"'
+        )
     preprocess = sources[0].manifest.preprocess.reduced_by(settings.reduction)
     graphs = [read_graph(source) for source in sources]
     for graph in graphs:
@@ -156,21 +162,6 @@ def _refuse_kinds(
     if not unseen:
         raise ConfigError(
             "every kind that is judged is --known-to-trunk, so none is unseen: name fewer"
-        )
-
-
-def _refuse_unwritable(output: Path) -> None:
-    """Before the work, not after it."""
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ConfigError(f"-o {output} cannot be written: name a file in a folder that is there")
-
-
-def _refuse_other_precisions(reference: LoadedModel, quantised: LoadedModel) -> None:
-    found = (reference.manifest.precision, quantised.manifest.precision)
-    if found != ("fp32", "int8"):
-        raise ConfigError(
-            f"{reference.path.name} and {quantised.path.name} are {found[0]} and {found[1]}: give "
-            "the float model, then the INT8 one made from it"
         )
 
 

@@ -33,6 +33,7 @@ from quant.calibration_methods import METHODS, Method, Spans, activation_spans
 from quant.correction import outputs_of
 from quant.even_channels import with_even_channels
 from quant.extra_outputs import correct_heads_
+from quant.fragments import FragmentsConfig
 from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
 from quant.sure import SureConfig
@@ -72,6 +73,8 @@ class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration: CalibrationConfig = CalibrationConfig()
     qat: QatConfig = QatConfig()
     quantize: Int8StaticConfig = Int8StaticConfig()
+    fragments: FragmentsConfig = FragmentsConfig()
+    """Of ``fragments`` alone."""
     head: HeadConfig = HeadConfig()
     sure: SureConfig = SureConfig()
     tune: TuneConfig = TuneConfig()
@@ -200,6 +203,7 @@ def choose_calibration(
     return tried[min(METHODS, key=lambda method: errors[method])], errors
 
 
+_MAY_BE_YOUNGER = "fragment_trunk."
 _CUT_OFF = "trunk.last"
 """The layer that a slim student lacks whose trunk was trained as a whole one."""
 
@@ -208,7 +212,8 @@ def trained_spans(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[flo
     """Lowest and highest value in training of each tensor that has trained ranges.
 
     A convolution is known by its weight, an addition by its last operand's convolution: the
-    projection that ends its block.
+    projection that ends its block. A fragment trunk, which may be younger than the ranges, is
+    measured where they have nothing of it.
     """
     makers = {name: node for node in graph.graph.node for name in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -224,6 +229,8 @@ def trained_spans(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[flo
             weight = makers[node.input[1]].input[1]
             module, known = weight.removesuffix(".weight").rpartition(".")[0], ranges.add
         else:
+            continue
+        if module not in known and module.startswith(_MAY_BE_YOUNGER):
             continue
         if module not in known:
             raise ValueError(f"ranges hold none of {module!r}: they come from another model")

@@ -8,7 +8,7 @@ column does not reach. The integers, their sums and the scales are the same, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ def widen_stem_(graph: onnx.ModelProto, columns: int) -> None:
     """Let each view's first convolution, 3 by 3 and of stride 2, make so many columns at once.
 
     ``graph`` has Q/DQ nodes and takes the pictures' bytes, (N, H, W, C). A view whose first
-    convolution is left in float stays as it is. Raises ``ValueError`` for another first layer,
-    and for a view whose width is no multiple of twice the columns.
+    convolution is left in float, or is another, stays as it is. Raises ``ValueError`` where every
+    view's is another, and for a view whose width is no multiple of twice the columns.
     """
     stem = _Stem(graph, columns)
     for view in graph.graph.input:
@@ -47,6 +47,7 @@ class _Stem:
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._after: dict[str, list[onnx.NodeProto]] = {}
         self._wide: set[str] = set()
+        self._others: list[str] = []
 
     def widen(self, view: onnx.ValueInfoProto) -> None:
         """Rewrite what leads from a view to its first quantised layer."""
@@ -57,7 +58,10 @@ class _Stem:
         conv = self._reader(dequantise.output[0])
         quantise = self._reader(conv.output[0])
         height, width, depth = (d.dim_value for d in view.type.tensor_type.shape.dim[1:])
-        self._check(view.name, width, conv)
+        if not _is_known(conv, self._weight_of(conv).dims[2:] if conv.op_type == "Conv" else []):
+            self._others.append(f"{conv.name} of {view.name!r}")
+            return
+        self._check(view.name, width)
         grouped = self._reshape(
             view.name, [-1, height, width // (2 * self._columns), 2 * self._columns * depth]
         )
@@ -70,6 +74,11 @@ class _Stem:
 
     def put(self) -> None:
         """Write the nodes in their new order, without those that are not read any more."""
+        if self._others and not self._wide:
+            raise ValueError(
+                f"stem_columns is for a first convolution of 3 by 3 and stride 2, and "
+                f"{self._others[0]} is another: leave stem_columns at 1"
+            )
         inner, nodes = self._graph.graph, []
         for node in inner.node:
             around = self._before.get(node.name, []), self._after.get(node.name, [])
@@ -88,15 +97,7 @@ class _Stem:
     def _reader(self, name: str) -> onnx.NodeProto:
         return next(n for n in self._graph.graph.node if name in n.input)
 
-    def _check(self, view: str, width: int, conv: onnx.NodeProto) -> None:
-        given = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
-        found = {name: given.get(name, value) for name, value in _DEFAULTS.items()}
-        kernel = self._weight_of(conv).dims[2:] if conv.op_type == "Conv" else []
-        if found != _KNOWN or list(kernel) != [3, 3]:
-            raise ValueError(
-                f"stem_columns is for a first convolution of 3 by 3 and stride 2, and {conv.name} "
-                f"of {view!r} is another: leave stem_columns at 1"
-            )
+    def _check(self, view: str, width: int) -> None:
         if width % (2 * self._columns):
             raise ValueError(
                 f"stem_columns = {self._columns} needs a width in multiples of "
@@ -180,3 +181,10 @@ class _Stem:
                 wide[column, :, group, pixel] = weight[..., tap]
         flat = wide.reshape(self._columns * num, 2, pixels * depth, rows)
         return np.ascontiguousarray(flat.transpose(0, 2, 3, 1))
+
+
+def _is_known(conv: onnx.NodeProto, kernel: Sequence[int]) -> bool:
+    """Whether it is 3 by 3 of stride 2, which is the one that is widened."""
+    given = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
+    found = {name: given.get(name, value) for name, value in _DEFAULTS.items()}
+    return found == _KNOWN and list(kernel) == [3, 3]

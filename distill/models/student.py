@@ -1,12 +1,14 @@
 """The student: one network looking at two views of a frame.
 
 One trunk, shared by the views; the fragments leave it before the last stages, whose large
-receptive field says nothing about stitched squares. Spatial means after several stages, because
-quality shows at every scale, then a small regression head. Only Conv, ReLU, Add, mean pooling,
-Concat, Gemm and a final sigmoid: what INT8 engines run without leaving integers.
+receptive field says nothing about stitched squares, or pass a small trunk of their own. Spatial
+means after several stages, because quality shows at every scale, then a small regression head. Only
+Conv, ReLU, Add, mean pooling, Concat, Gemm and a final sigmoid: what INT8 engines run without
+leaving integers.
 
-Every BatchNorm is folded into its convolution at the start: the statistics stay those of ImageNet,
-which also makes training on few cores faster and leaves nothing to fold at export.
+Every BatchNorm of a trunk from ImageNet is folded into its convolution at the start: the statistics
+stay those of ImageNet, which also makes training on few cores faster and leaves nothing to fold at
+export.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgiqa_stream.errors import ModelError
+from distill.models.fragment_trunk import FragmentTrunk, fragment_trunk_of
 from distill.models.trunks import (
     CHANNELS,
     INPUT_MEAN,
@@ -43,7 +46,7 @@ class StudentOutput:
     features: Tensor
     """(N, features), standardised: what the head reads, before dropout."""
     hidden: Tensor
-    """(N, 64): what the last layer reads."""
+    """(N, 64), or as wide as the head is: what the last layer reads."""
     whole_map: Tensor
     """(N, 96, H/16, W/16) of the whole view."""
 
@@ -53,16 +56,33 @@ class Student(nn.Module):
 
     VIEWS = ("whole", "fragments")
 
-    def __init__(self, *, dropout: float = 0.0, trunk: Trunk | None = None) -> None:
-        """MobileNetV2's trunk unless another is given."""
+    def __init__(
+        self,
+        *,
+        dropout: float = 0.0,
+        trunk: Trunk | None = None,
+        fragment_trunk: FragmentTrunk | None = None,
+        head_width: int = HEAD_WIDTH,
+    ) -> None:
+        """MobileNetV2's trunk unless another is given, for both views or for the whole one."""
         super().__init__()
         self.trunk = trunk or Trunk()
+        self.fragment_trunk = fragment_trunk
         self.dropout = nn.Dropout(dropout)
-        num_features = 2 * self.trunk.num_shared_features + self.trunk.num_late_features
-        self.hidden = nn.Linear(num_features, HEAD_WIDTH)
-        self.quality = nn.Linear(HEAD_WIDTH, 1)
+        num_features = self.num_whole_features + (
+            self.trunk.num_shared_features
+            if fragment_trunk is None
+            else fragment_trunk.num_features
+        )
+        self.hidden = nn.Linear(num_features, head_width)
+        self.quality = nn.Linear(head_width, 1)
         self.register_buffer("feature_mean", torch.zeros(num_features))
         self.register_buffer("feature_std", torch.ones(num_features))
+
+    @property
+    def num_whole_features(self) -> int:
+        """How many of the features, the first ones, are the whole view's."""
+        return self.trunk.num_shared_features + self.trunk.num_late_features
 
     def features(self, whole: Tensor, fragments: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) each, RGB; returns (N, features)."""
@@ -70,9 +90,7 @@ class Student(nn.Module):
 
     def _mapped(self, whole: Tensor, fragments: Tensor) -> tuple[Tensor, Tensor]:
         """The whole view's map (N, 96, H/16, W/16) and all features (N, features)."""
-        x, of_whole = self.trunk.shared(normalised_view(whole))
-        _, of_fragments = self.trunk.shared(normalised_view(fragments))
-        return x, torch.cat([of_whole, self.trunk.late(x), of_fragments], 1)  # (N, features)
+        return _features(self.trunk, self.fragment_trunk, whole, fragments)
 
     def describe(self, whole: Tensor, fragments: Tensor) -> StudentOutput:
         """uint8 (N, H, W, 3) each, RGB: the quality and what led to it."""
@@ -116,7 +134,26 @@ def quantised_points(student: Student) -> list[Point]:
             points.append((name, block, "add"))
     if not isinstance(trunk, SlimTrunk):
         points.append(("trunk.last", trunk.last, "relu"))
+    if student.fragment_trunk is not None:
+        points += _points_of(student.fragment_trunk)
     return points
+
+
+def _points_of(trunk: FragmentTrunk) -> list[Point]:
+    at_quarter, at_eighth = trunk.at_quarter, trunk.at_eighth
+    points: list[Point] = [
+        ("stem", trunk.stem, "relu"),
+        ("to_quarter", trunk.to_quarter, "relu"),
+        ("at_quarter.first", at_quarter.first, "relu"),
+        ("at_quarter.second", at_quarter.second, "linear"),
+        ("at_quarter", at_quarter, "add"),
+        ("to_eighth", trunk.to_eighth, "relu"),
+        ("at_eighth.first", at_eighth.first, "relu"),
+        ("at_eighth.second", at_eighth.second, "linear"),
+        ("at_eighth", at_eighth, "add"),
+        ("to_sixteenth", trunk.to_sixteenth, "relu"),
+    ]
+    return [(f"fragment_trunk.{name}", module, kind) for name, module, kind in points]
 
 
 class Deployed(nn.Module):
@@ -128,7 +165,7 @@ class Deployed(nn.Module):
 
     def __init__(self, student: Student) -> None:
         super().__init__()
-        self.trunk = student.trunk
+        self.trunk, self.fragment_trunk = student.trunk, student.fragment_trunk
         self.hidden = nn.Linear(student.hidden.in_features, student.hidden.out_features)
         self.quality = student.quality
         with torch.no_grad():
@@ -138,11 +175,22 @@ class Deployed(nn.Module):
 
     def forward(self, whole: Tensor, fragments: Tensor) -> Tensor:
         """uint8 (N, H, W, 3) each, RGB, to quality (N, 1) in 0..1, 1 best."""
-        x, of_whole = self.trunk.shared(normalised_view(whole))
-        _, of_fragments = self.trunk.shared(normalised_view(fragments))
-        f = torch.cat([of_whole, self.trunk.late(x), of_fragments], 1)  # (N, features)
+        _, f = _features(self.trunk, self.fragment_trunk, whole, fragments)
         hidden = F.relu(self.hidden(f))  # (N, 64)
         return torch.sigmoid(self.quality(hidden))  # (N, 1)
+
+
+def _features(
+    trunk: Trunk, fragment_trunk: FragmentTrunk | None, whole: Tensor, fragments: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The whole view's map (N, 96, H/16, W/16), and all features (N, features)."""
+    x, of_whole = trunk.shared(normalised_view(whole))
+    of_fragments = (
+        trunk.shared(normalised_view(fragments))[1]
+        if fragment_trunk is None
+        else fragment_trunk(normalised_view(fragments))
+    )
+    return x, torch.cat([of_whole, trunk.late(x), of_fragments], 1)
 
 
 def normalised_view(view: Tensor) -> Tensor:
@@ -158,7 +206,11 @@ def load_student(path: Path) -> Student:
     """
     try:
         state = torch.load(path, weights_only=True)
-        student = Student(trunk=trunk_of(state))
+        student = Student(
+            trunk=trunk_of(state),
+            fragment_trunk=fragment_trunk_of(state),
+            head_width=len(state["hidden.weight"]),
+        )
         student.load_state_dict(state)
     except FileNotFoundError as exc:
         raise ModelError(f"no weights at {path}: give best.pt of a training run") from exc

@@ -70,8 +70,26 @@ def test_what_does_not_fit_is_told(quantised):
     """
     with pytest.raises(ValueError, match=r"stem_columns = 3 .* multiples of 6.*'whole' has 32"):
         widen_stem_(onnx.ModelProto.FromString(quantised.SerializeToString()), 3)
-    other = onnx.ModelProto.FromString(quantised.SerializeToString())
-    stem = next(n for n in other.graph.node if n.name == "stem")
-    next(a for a in stem.attribute if a.name == "strides").ints[:] = [1, 1]
+    other = with_stride_one(quantised, "stem", "stem_1")
     with pytest.raises(ValueError, match="stem of 'whole' is another: leave stem_columns at 1"):
         widen_stem_(other, 4)
+
+
+def test_a_view_that_begins_otherwise_stays(quantised, tiny_batches):
+    """The other view is widened all the same, and every bit stays."""
+    wanted = with_stride_one(quantised, "stem_1")
+    wide = onnx.ModelProto.FromString(wanted.SerializeToString())
+    widen_stem_(wide, 4)
+    kernels = sorted(tuple(t.dims) for t in wide.graph.initializer if len(t.dims) == 4)
+    assert {(8, 3, 3, 3), (32, 24, 3, 2)} <= set(kernels)
+    found, plain = (outputs_of(g, "quality", tiny_batches) for g in (wide, wanted))
+    assert np.array_equal(found, plain)
+
+
+def with_stride_one(quantised, *names):
+    """A copy of which some convolutions make as many columns as they read."""
+    other = onnx.ModelProto.FromString(quantised.SerializeToString())
+    for conv in (n for n in other.graph.node if n.name in names):
+        next(a for a in conv.attribute if a.name == "strides").ints[:] = [1, 1]
+    del other.graph.value_info[:]
+    return other
