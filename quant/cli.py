@@ -162,7 +162,10 @@ def int8(
     packs: Packs,
     output: Output,
     shards: Shards = None,
-    ranges: Annotated[Path | None, typer.Option(help="ranges.json of `qat`.")] = None,
+    ranges: Annotated[
+        Path | None,
+        typer.Option(help="ranges.json of `qat`, or an INT8 .onnx whose trunk this model has."),
+    ] = None,
     target: Annotated[
         Literal["onnxruntime", "tensorrt"],
         typer.Option(help="CPUs, by ONNX Runtime, or GPUs: TensorRT wants symmetric INT8."),
@@ -179,7 +182,7 @@ def int8(
     from quant.export_onnx import write_successor
     from quant.proof.figures import read_graph, refuse_unless_float
     from quant.ptq import choose_calibration, load_int8_config, quantize_onnx
-    from quant.qat import load_ranges
+    from quant.rounded_tensors import open_ranges
     from quant.tensorrt.quantize import (
         choose_for_tensorrt,
         quantize_for_tensorrt,
@@ -198,7 +201,7 @@ def int8(
     rated, degraded = TrainingPlanes(data.rated), TrainingPlanes(data.ladders)
     calibration = calibration_set(settings.calibration, views, rated=rated, degraded=degraded)
     refuse_useless(calibration)
-    trained = load_ranges(ranges) if ranges else None
+    trained = open_ranges(ranges) if ranges else None
     for_gpu = target == "tensorrt"
     choose = choose_for_tensorrt if for_gpu else choose_calibration
     quantize, errors = choose(graph, settings.quantize, calibration, ranges=trained)

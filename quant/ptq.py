@@ -36,6 +36,7 @@ from quant.extra_outputs import correct_heads_
 from quant.fragments import FragmentsConfig
 from quant.head import HeadConfig
 from quant.qat import QatConfig, Ranges
+from quant.rounded_tensors import trained_spans
 from quant.sure import SureConfig
 from quant.tensorrt.tuning import TuneConfig
 from quant.wide_stem import widen_stem_
@@ -201,48 +202,6 @@ def choose_calibration(
         found = outputs_of(made, quality, calibration)
         errors[method] = float(100 * np.abs(found - wanted).mean())
     return tried[min(METHODS, key=lambda method: errors[method])], errors
-
-
-_MAY_BE_YOUNGER = "fragment_trunk."
-_CUT_OFF = "trunk.last"
-"""The layer that a slim student lacks whose trunk was trained as a whole one."""
-
-
-def trained_spans(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[float, float]]:
-    """Lowest and highest value in training of each tensor that has trained ranges.
-
-    A convolution is known by its weight, an addition by its last operand's convolution: the
-    projection that ends its block. A fragment trunk, which may be younger than the ranges, is
-    measured where they have nothing of it.
-    """
-    makers = {name: node for node in graph.graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    spans: dict[str, tuple[float, float]] = {}
-    used: set[str] = set()
-    for node in graph.graph.node:
-        if node.op_type == "Conv":
-            module, known = node.input[1].removesuffix(".weight"), ranges.conv
-        elif node.op_type == "Add" and makers[node.input[1]].op_type == "Conv":
-            weight = makers[node.input[1]].input[1]
-            module, known = weight.removesuffix(".weight").rpartition(".")[0], ranges.add
-        else:
-            continue
-        if module not in known and module.startswith(_MAY_BE_YOUNGER):
-            continue
-        if module not in known:
-            raise ValueError(f"ranges hold none of {module!r}: they come from another model")
-        used.add(module)
-        spans[node.output[0]] = known[module]
-        for reader in readers.get(node.output[0], []):
-            if reader.op_type == "Relu":
-                spans[reader.output[0]] = known[module]
-    unused = {*ranges.conv, *ranges.add} - used - {_CUT_OFF}
-    if unused:
-        raise ValueError(f"the graph lacks {sorted(unused)[0]!r} of the ranges: another model's")
-    return spans
 
 
 def _exact_range(low: float, high: float) -> dict[str, Any]:

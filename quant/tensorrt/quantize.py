@@ -33,9 +33,9 @@ from quant.ptq import (
     choose_calibration,
     measured_spans,
     normalised_inputs,
-    trained_spans,
 )
 from quant.qat import Ranges, symmetric_scale
+from quant.rounded_tensors import trained_spans
 from quant.tensorrt.graph_view import DEQUANTIZE, GraphView
 from quant.tensorrt.layout import lay_out_
 from quant.tensorrt.rules import check_tensorrt

@@ -24,9 +24,10 @@ from quant.fragments_command import fragments  # noqa: E402
 from quant.head import Labels  # noqa: E402
 from quant.leave_out_command import leave_out  # noqa: E402
 from quant.proof.figures import float_convs, read_graph  # noqa: E402
-from quant.ptq import Int8StaticConfig, quantize_onnx, trained_spans  # noqa: E402
+from quant.ptq import Int8StaticConfig, quantize_onnx  # noqa: E402
 from quant.qat import Ranges  # noqa: E402
 from quant.refit_command import refit  # noqa: E402
+from quant.rounded_tensors import trained_spans  # noqa: E402
 
 SETTINGS = """
 [fragments]

@@ -9,8 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
+from dgiqa_stream.errors import ModelError  # noqa: E402
 from distill.models.student import quantised_points  # noqa: E402
-from quant.ptq import Int8StaticConfig, quantize_onnx, trained_spans  # noqa: E402
+from quant.ptq import Int8StaticConfig, quantize_onnx  # noqa: E402
 from quant.qat import (  # noqa: E402
     FakeQuantConv2d,
     QatConfig,
@@ -20,6 +21,7 @@ from quant.qat import (  # noqa: E402
     rounded,
     save_ranges,
 )
+from quant.rounded_tensors import ranges_of, trained_spans  # noqa: E402
 
 NUM_CALIBRATION = 24
 
@@ -178,6 +180,30 @@ def test_a_trunk_without_its_last_convolution_takes_the_whole_ones_ranges(graph,
     cut.graph.node.remove(last)
     assert trained_spans(cut, ranges) == {k: v for k, v in whole.items() if k not in gone}
     assert len(gone) == 2  # the convolution and its ReLU
+
+
+@pytest.mark.parametrize("columns", [1, 4])
+def test_an_int8_file_tells_the_ranges_that_it_rounds_to(graph, ranges, batches, columns):
+    """Those that it was made with, to a step's rounding, also where its first layers are widened; a
+    graph made with them is the same; a float graph tells none.
+    """
+    settings = Int8StaticConfig(correct_head=False, stem_columns=columns)
+    made = quantize_onnx(graph, settings, batches[:4], ranges=ranges)
+    found = ranges_of(made)
+    for mine, theirs in ((found.conv, ranges.conv), (found.add, ranges.add)):
+        assert mine.keys() == theirs.keys()
+        for name, (low, high) in theirs.items():
+            step = (max(high, 0.0) - min(low, 0.0)) / 255
+            assert mine[name] == pytest.approx((min(low, 0.0), max(high, 0.0)), abs=step)
+    again = quantize_onnx(graph, settings, batches[:4], ranges=found)
+    scales = [
+        {t.name: onnx.numpy_helper.to_array(t) for t in g.graph.initializer} for g in (made, again)
+    ]
+    assert scales[0].keys() == scales[1].keys()
+    for name, value in scales[0].items():
+        np.testing.assert_allclose(scales[1][name], value, rtol=1e-6)
+    with pytest.raises(ModelError, match="no quantised convolution"):
+        ranges_of(graph)
 
 
 def test_ranges_of_another_model_are_refused(graph, ranges, batches):

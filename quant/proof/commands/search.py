@@ -35,7 +35,9 @@ def search(
     variant: Annotated[
         list[str] | None, typer.Option(help="Another float .onnx of it, as of lower ranks.")
     ] = None,
-    ranges: Annotated[Path | None, typer.Option(help="ranges.json of its `qat`.")] = None,
+    ranges: Annotated[
+        Path | None, typer.Option(help="ranges.json of its `qat`, or an INT8 .onnx.")
+    ] = None,
     max_ms: Annotated[float | None, typer.Option(help="Of one picture, inference alone.")] = None,
     max_mb: Annotated[float | None, typer.Option(help="Of the file, in 10^6 bytes.")] = None,
     max_drop: Annotated[float, typer.Option(help="Of SRCC with MOS, against MODEL.")] = 0.003,
@@ -114,7 +116,7 @@ def _walk(
     from quant.proof.figures import load_models
     from quant.proof.search_walk import SearchInputs, SearchWalk
     from quant.ptq import load_int8_config
-    from quant.qat import load_ranges
+    from quant.rounded_tensors import open_ranges
 
     settings = load_int8_config(config)
     models = load_models(names)
@@ -132,7 +134,7 @@ def _walk(
         calibration=calibration,
         rated=rated,
         mos=mos,
-        ranges=load_ranges(ranges) if ranges is not None else None,
+        ranges=open_ranges(ranges) if ranges is not None else None,
         made_by=command_line(),
     )
     return SearchWalk(output, inputs, space)
