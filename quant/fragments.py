@@ -44,8 +44,9 @@ class FragmentsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.3
     rating_share: Share = 0.5
     """How much people say of what a rated picture is to get; who teaches the head says the rest."""
-    int8_share: Share = 0.5
-    """Looks whose other features are INT8's."""
+    agreement_weight: Annotated[float, msgspec.Meta(ge=0)] = 75.0
+    """Weight of the squared difference between the logits beside the float trunk's features and
+    beside INT8's."""
     own_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Weight of a head that reads the fragments alone."""
     kind_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.15
@@ -59,7 +60,7 @@ class Said:
     """What a :class:`Beside` says of N looks."""
 
     logits: Tensor
-    """(N,): of all features."""
+    """(2, N): of all features, the float trunk's and INT8's."""
     own: Tensor
     """(N,): of the fragments alone."""
     kinds: Tensor
@@ -94,12 +95,15 @@ class Beside(nn.Module):
         self.kinds = nn.Linear(num_own, num_kinds)
 
     def forward(self, given: Tensor, pictures: Tensor, autocast: torch.autocast) -> Said:
-        """Features (N, num_given), standardised, and fragments (N, 3, H, W), normalised."""
+        """Features (2, N, num_given), standardised, and fragments (N, 3, H, W), normalised."""
         with autocast:
             made = self.trunk(pictures)
         made = self.norm(made.float())  # (N, num_own)
-        hidden = F.relu(self.hidden(self.dropout(torch.cat([given, made], 1))))
-        return Said(self.quality(hidden).squeeze(1), self.own(made).squeeze(1), self.kinds(made))
+        features = torch.cat([given, made.expand(len(given), -1, -1)], 2)
+        # one mask for both: what is dropped must not count as disagreement
+        kept = self.dropout(torch.ones_like(features[0]))
+        hidden = F.relu(self.hidden(features * kept))  # (2, N, head_width)
+        return Said(self.quality(hidden).squeeze(2), self.own(made).squeeze(1), self.kinds(made))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,8 +114,6 @@ class Lesson:
     """(N,): indices of looks, rated ones first."""
     worse_by: Tensor
     """(M, M) for the last M, of ladders: levels that the column is worse than the row."""
-    is_int8: Tensor
-    """(N, 1): whether the given features are INT8's."""
     rng: np.random.Generator
     """For what else the step draws."""
 
@@ -127,9 +129,7 @@ class Lessons:
         """The one of this number."""
         rng = np.random.default_rng([self._config.seed, number])
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        chosen, worse_by = self._draw(generator)
-        share = torch.rand((len(chosen), 1), generator=generator)
-        return Lesson(chosen, worse_by, share < self._config.int8_share, rng)
+        return Lesson(*self._draw(generator), rng)
 
 
 def lesson_loss(
@@ -141,7 +141,10 @@ def lesson_loss(
     head: HeadConfig,
 ) -> Tensor:
     """What a step lowers. ``wanted``: logits (N,); ``kinds``: numbers (N,), -1 where none is."""
-    loss = head_loss(said.logits, wanted, worse_by, head)
+    of_float, of_int8 = said.logits
+    loss = config.agreement_weight * (of_float - of_int8).square().mean()
+    for logits in said.logits:
+        loss = loss + head_loss(logits, wanted, worse_by, head) / len(said.logits)
     loss = loss + config.own_weight * head_loss(said.own, wanted, worse_by, head)
     is_known = kinds >= 0
     if config.kind_weight and bool(is_known.any()):

@@ -49,8 +49,8 @@ def fragments(
 ) -> None:
     """Teach a small trunk for the fragments in place of the one that both views pass.
 
-    The head is taught with it. `int8` and `refit` come next. Interrupt it at will: the same command
-    goes on from its last checkpoint.
+    The head is taught with it, for both precisions; `int8` and `sure` come next. Interrupt it at
+    will: the same command goes on from its last checkpoint.
     """
     import msgspec
 
@@ -115,7 +115,7 @@ def fragments(
     write_successor(
         export_graph(deployed, preprocess.views), output, was, step=step, made_by=command_line()
     )
-    say(f"{output.name}: {num_parameters} parameters; `int8` and `refit` come next")
+    say(f"{output.name}: {num_parameters} parameters; `int8` comes next")
 
 
 def _wanted(

@@ -118,9 +118,8 @@ class Teaching:
         for number, (lesson, cut) in enumerate(self._steps(first, end), first):
             torch.manual_seed(config.seed + number)  # of dropout, for a run that goes on
             chosen = lesson.chosen
-            features = torch.where(lesson.is_int8, given[1, chosen], given[0, chosen])
             pictures = normalised_view(torch.from_numpy(cut).to(device))
-            said = net(features.to(device), pictures, self._compute.autocast())
+            said = net(given[:, chosen].to(device), pictures, self._compute.autocast())
             wanted, kinds = self._wanted[chosen].to(device), self._kinds[chosen].to(device)
             worse_by = lesson.worse_by.to(device)
             loss = lesson_loss(said, wanted, kinds, worse_by, config, self._head)

@@ -19,9 +19,9 @@ from dgiqa_stream.scorer import load_scorer, planes_of_rgb  # noqa: E402
 from distill.data.packed import Pack, Record, as_planes_420, write_pack  # noqa: E402
 from distill.models.trunks import INPUT_MEAN, INPUT_STD  # noqa: E402
 from quant.export_onnx import write_model, write_successor  # noqa: E402
-from quant.fragments import FragmentsConfig, Lessons  # noqa: E402
+from quant.fragments import FragmentsConfig, Lessons, Said, lesson_loss  # noqa: E402
 from quant.fragments_command import fragments  # noqa: E402
-from quant.head import Labels  # noqa: E402
+from quant.head import HeadConfig, Labels  # noqa: E402
 from quant.leave_out_command import leave_out  # noqa: E402
 from quant.proof.figures import float_convs, read_graph  # noqa: E402
 from quant.ptq import Int8StaticConfig, quantize_onnx  # noqa: E402
@@ -38,6 +38,7 @@ batch = 32
 ladders_at_once = 2
 rate = 3e-3
 rating_share = 1.0
+agreement_weight = 1.0
 [head]
 num_looks = 2
 num_ladders = 4
@@ -166,6 +167,7 @@ def test_what_only_native_pixels_show_is_learnt(former, packs, config, tmp_path)
     settings = config.with_name("int8.toml")
     settings.write_text(SETTINGS.replace('"regression"', '"own_head"'))
     quantised = int8_of(made, packs, tmp_path / "q.onnx")
+    assert np.corrcoef(scores(quantised)[0], found)[0, 1] > 0.9
     refit(made, quantised, config=settings, packs=packs)
     one, two = scores(made)[0], scores(quantised)[0]
     assert np.corrcoef(one, grains)[0, 1] < -0.9
@@ -236,28 +238,39 @@ def test_heads_that_are_left_in_the_dark_are_not_taught_by_one_that_knows(
 
 
 def test_a_lesson_is_decided_by_its_number():
-    """The same number gives the same looks, another one others; rated looks come first, and INT8's
-    features are as frequent as was asked.
-    """
+    """The same number gives the same looks, another one others; rated looks come first."""
     ladder = np.array([-1] * 50 + [0] * 4 + [1] * 4)
     level = np.array([0] * 50 + [0, 1, 2, 3] * 2)
     nothing = np.full(58, np.nan, np.float32)
     labels = Labels(nothing, ladder, level, nothing, nothing)
-    config = FragmentsConfig(batch=40, ladders_at_once=2, int8_share=0.25)
+    config = FragmentsConfig(batch=40, ladders_at_once=2)
     one, again, other = (
         Lessons(labels, config)(3),
         Lessons(labels, config)(3),
         Lessons(labels, config)(4),
     )
     assert torch.equal(one.chosen, again.chosen)
-    assert torch.equal(one.is_int8, again.is_int8)
     assert one.rng.integers(1 << 30) == again.rng.integers(1 << 30)
     assert not torch.equal(one.chosen, other.chosen)
     assert (one.chosen[:40] < 50).all()
     assert (one.chosen[40:] >= 50).all()
     assert one.worse_by[0].tolist()[:4] == [0, 1, 2, 3]
-    shares = [Lessons(labels, config)(n).is_int8.float().mean() for n in range(40)]
-    assert np.mean(shares) == pytest.approx(0.25, abs=0.04)  # 3 standard deviations of 1,900 draws
+
+
+def test_disagreement_between_the_precisions_costs():
+    """The loss grows by the weight times the mean squared difference of the two logits."""
+    config, head = FragmentsConfig(agreement_weight=10.0, own_weight=0.0), HeadConfig()
+    wanted, kinds, worse_by = torch.zeros(4), torch.full((4,), -1), torch.zeros(0, 0)
+
+    def loss(apart):
+        logits = torch.tensor([[apart] * 4, [-apart] * 4])
+        return lesson_loss(
+            Said(logits, torch.zeros(4), torch.zeros(4, 2)), wanted, kinds, worse_by, config, head
+        )
+
+    assert loss(0.0) == 0
+    # each logit is 0.1 from what is wanted: smooth L1 with beta 0.5 gives 0.1 ** 2 / (2 * 0.5)
+    assert loss(0.1).item() == pytest.approx(10 * 0.2**2 + 0.1**2 / (2 * 0.5))
 
 
 def test_ranges_may_be_older_than_the_fragments_trunk(former, packs, config, tmp_path):
