@@ -57,7 +57,8 @@ def export_graph(model: nn.Module, views: Sequence[ViewSpec]) -> onnx.ModelProto
 def with_pooling_nodes(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Means over height and width as GlobalAveragePool, which INT8 engines know; in place.
 
-    GlobalAveragePool keeps the two axes; a Flatten after it drops them as ReduceMean did.
+    GlobalAveragePool keeps the two axes; a Flatten after it drops them as ReduceMean did. Constants
+    that nothing reads any more, of which engines warn, are gone.
     """
     constants = {t.name: numpy_helper.to_array(t) for t in graph.graph.initializer}
     nodes = []
@@ -71,6 +72,10 @@ def with_pooling_nodes(graph: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(helper.make_node("Flatten", [pooled], node.output, axis=1))
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    stored = [t for t in graph.graph.initializer if t.name in read]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(stored)
     for number, node in enumerate(graph.graph.node):
         node.name = f"{node.op_type.lower()}_{number}"
     onnx.checker.check_model(graph, full_check=True)
