@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from distill.options import Device, Threads
 from distill.process import command_line
 from distill.say import say
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from quant.fragments import FragmentsConfig
-    from quant.head import Features, HeadConfig
 
 
 def fragments(
@@ -61,7 +54,7 @@ def fragments(
     from distill.training_commands import begin_training
     from quant.export_onnx import export_graph, write_successor
     from quant.extra_outputs import remove_outputs_
-    from quant.fragments_training import Teaching
+    from quant.fragments_training import Teaching, wanted_of
     from quant.looks import features_at, logits_on_ladders, looks_at
     from quant.proof.figures import read_graph
     from quant.ptq import load_int8_config
@@ -93,7 +86,7 @@ def fragments(
     teaching = Teaching(
         looks,
         features,
-        _wanted(graphs[0], features, recipe.head, recipe.fragments, falls),
+        wanted_of(graphs[0], features, recipe.head, recipe.fragments, falls),
         settings=(recipe.fragments, recipe.head),
         folder=RunFolder(run),
         compute=compute,
@@ -116,22 +109,3 @@ def fragments(
         export_graph(deployed, preprocess.views), output, was, step=step, made_by=command_line()
     )
     say(f"{output.name}: {num_parameters} parameters; `int8` comes next")
-
-
-def _wanted(
-    reference: Any,
-    features: Features,
-    head: HeadConfig,
-    config: FragmentsConfig,
-    falls: NDArray[np.float64] | None,
-) -> NDArray[np.float32]:
-    """Logits (N,): what the head's teacher says, and of rated pictures partly what people said."""
-    import numpy as np
-
-    from quant.head import head_of, logits_of, wanted_logits
-
-    wanted = wanted_logits(features, head, own=head_of(reference), former=falls)
-    rated = ~np.isnan(features.labels.mos)
-    people = logits_of(features.labels.mos[rated].astype(np.float64))
-    wanted[rated] += config.rating_share * (people - wanted[rated])
-    return wanted.astype(np.float32)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,7 +24,7 @@ from distill.optimising import learning_rate_share, take_step
 from distill.run_folder import CHECKPOINT, LOG, RunFolder
 from distill.say import say
 from quant.fragments import Beside, FragmentsConfig, Lesson, Lessons, lesson_loss
-from quant.head import Features, HeadConfig, corrected
+from quant.head import Features, HeadConfig, corrected, head_of, logits_of, wanted_logits
 from quant.looks import Looks
 
 _CHECKPOINT_EVERY_STEPS = 100
@@ -157,6 +158,24 @@ class Teaching:
                     f"{self._folder.folder} was begun with something else as {name}: give the same "
                     "again, or another --run folder"
                 )
+
+
+def wanted_of(
+    reference: onnx.ModelProto,
+    features: Features,
+    head: HeadConfig,
+    config: FragmentsConfig,
+    falls: NDArray[np.float64] | None,
+) -> NDArray[np.float32]:
+    """Logits (N,): what the head's teacher says, and of rated pictures partly what people said.
+
+    ``falls``: logits (N,) of who says how far ladders fall, or None for the head of ``reference``.
+    """
+    wanted = wanted_logits(features, head, own=head_of(reference), former=falls)
+    rated = ~np.isnan(features.labels.mos)
+    people = logits_of(features.labels.mos[rated].astype(np.float64))
+    wanted[rated] += config.rating_share * (people - wanted[rated])
+    return wanted.astype(np.float32)
 
 
 class _Pictures:

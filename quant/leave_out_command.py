@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dgiqa_stream.errors import ConfigError
+from distill.options import Device, Threads
 from distill.process import command_line
 from distill.say import say
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
-    from numpy.typing import NDArray
 
     from dgiqa_stream.manifest import LoadedModel, ModelManifest
     from distill.data.training_data import TrainingData
     from distill.evaluation.degradation_ladders import Scores
-    from quant.head import Features, HeadConfig
-    from quant.looks import Looks
 
 _SEED = 1  # of the ladders that heads are judged on
 
@@ -64,12 +60,22 @@ def leave_out(
         str | None,
         typer.Option(help="Student whose falls on ladders are kept; the float model's own."),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Teach a fragment trunk for each fold as `fragments` does, in folders of this "
+            "one; resumes from them."
+        ),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
 ) -> None:
-    """Fit heads that were not taught some kinds of damage, and judge them on those kinds.
+    """Make students that were not taught some kinds of damage, and judge them on those kinds.
 
-    Kinds are dealt to the folds in turn; no head is taught the kinds that the settings leave out.
-    The shipped head is none of these: they say how a head made like it orders damage that it knows
-    no ladder of.
+    Kinds are dealt to the folds in turn; no student is taught the kinds that the settings leave
+    out. Their heads are fitted as by `refit`, or with --run taught with a fragment trunk. The
+    shipped student is none of these: they say how one made like it orders damage that it knows no
+    ladder of.
     """
     from datetime import UTC, datetime
 
@@ -83,7 +89,11 @@ def leave_out(
     from distill.evaluation.pictures import rounded
     from distill.evaluation.tables import write_result
     from distill.evaluation.unseen import unseen_paths
+    from distill.models.student import load_trunk
+    from distill.training_commands import begin_training
+    from quant.calibration import TrainingPlanes, calibration_set
     from quant.extra_outputs import remove_outputs_
+    from quant.folds import Lore, RefittedHead, TaughtFragments
     from quant.looks import features_at, logits_on_ladders, looks_at
     from quant.proof.figures import read_graph
     from quant.ptq import load_int8_config
@@ -97,8 +107,8 @@ def leave_out(
     refuse_other_precisions(*sources)
     former = None if falls_of is None else load_model(falls_of)
     paths = unseen_paths(pristine, number=contents)
-    settings = load_int8_config(config).head
-    settings = msgspec.structs.replace(settings, num_heads=heads or settings.num_heads)
+    recipe = load_int8_config(config)
+    settings = msgspec.structs.replace(recipe.head, num_heads=heads or recipe.head.num_heads)
     if settings.taught_by == "own_head":
         raise ConfigError(
             'head.taught_by = "own_head" would tell heads of kinds that they are not to know: give '
@@ -111,23 +121,34 @@ def leave_out(
     data = open_packs(packs, shards)
     looks = looks_at(data, preprocess.views, settings)
     features = features_at(looks, graphs[0], graphs[1], cache=cache)
-    falls = None if former is None else logits_on_ladders(former, looks)
+    lore = Lore(looks, features, None if former is None else logits_on_ladders(former, looks))
+    origin = _made_from(sources, former, data)
+    make: RefittedHead | TaughtFragments = RefittedHead(graphs, settings)
+    if run is not None:
+        make = TaughtFragments(
+            graphs,
+            load_trunk(model),
+            recipe,
+            calibration_set(
+                recipe.calibration,
+                preprocess.views,
+                rated=TrainingPlanes(data.rated),
+                degraded=TrainingPlanes(data.ladders),
+            ),
+            run,
+            begin_training(device, "auto", threads=threads),
+            {**origin, "the settings": msgspec.to_builtins(recipe)},
+        )
     was = msgspec.structs.replace(
         sources[1].manifest, preprocess=preprocess, interval=None, domain=None
     )
     scores: Scores = {}
     for number in range(folds):
         left_out = kinds[number::folds]
-        taught = _looks_without(looks, left_out)
-        fitted = _fitted(
-            graphs,
-            _features_of(features, taught),
-            None if falls is None else falls[taught],
-            settings,
-        )
-        scores |= _judged(fitted, was, left_out, paths, contents_per_kind)
+        made = make(lore.without(left_out), left_out)
+        scores |= _judged(made, was, left_out, paths, contents_per_kind)
         say(f"fold {number + 1} of {folds}: {', '.join(left_out)}")
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "kind": "leave_out",
@@ -139,13 +160,14 @@ def leave_out(
             "seed": _SEED,
             "tolerance_points": TOLERANCE_POINTS,
             "head": msgspec.to_builtins(settings),
-            **_made_from(sources[0], former, data),
+            **({"fragments": msgspec.to_builtins(recipe.fragments)} if run else {}),
+            **origin,
         },
         "contents": [path.stem for path in paths],
         **rounded(asdict(sum_up_degradations(scores, left_out=unseen))),
     }
-    write_result(made, output, command=command_line())
-    say(f"{output.name}: {made['unseen']['share_falling']['value']:.1%} of unseen steps fall")
+    write_result(result, output, command=command_line())
+    say(f"{output.name}: {result['unseen']['share_falling']['value']:.1%} of unseen steps fall")
 
 
 def _refuse_kinds(
@@ -166,64 +188,14 @@ def _refuse_kinds(
 
 
 def _made_from(
-    reference: LoadedModel, former: LoadedModel | None, data: TrainingData
+    sources: Sequence[LoadedModel], former: LoadedModel | None, data: TrainingData
 ) -> dict[str, Any]:
     """What else the figures hang on, by hash."""
     return {
-        "float_sha256": reference.manifest.sha256,
+        "float_sha256": sources[0].manifest.sha256,
         "falls_of": None if former is None else former.manifest.sha256,
         "data": data.identity,
     }
-
-
-def _looks_without(looks: Looks, left_out: Sequence[str]) -> NDArray[np.int64]:
-    """Indices of the looks but for those at ladders of some kinds.
-
-    Raises :class:`ConfigError` where no ladder is left.
-    """
-    import numpy as np
-
-    from distill.data.leave_out import kinds_of
-
-    dropped = {
-        int(ladder)
-        for (_, record, _), ladder in zip(looks.drawn, looks.labels.ladder, strict=True)
-        if ladder >= 0 and kinds_of(record) & set(left_out)
-    }
-    kept = np.array([int(n) not in dropped for n in looks.labels.ladder])
-    if not (looks.labels.ladder[kept] >= 0).any():
-        raise ConfigError(f"no ladder is left without {', '.join(left_out)}: give more shards")
-    return np.flatnonzero(kept)
-
-
-def _features_of(features: Features, taught: NDArray[np.int64]) -> Features:
-    """Those of some looks, their ladders numbered anew."""
-    import numpy as np
-
-    from quant.head import Features
-
-    labels = features.labels.at(taught)
-    numbers, ladder = np.unique(labels.ladder, return_inverse=True)
-    ladder = ladder + min(int(numbers[0]), 0)  # -1, of rated pictures, stays
-    return Features(
-        features.of_float[taught],
-        features.of_int8[taught],
-        replace(labels, ladder=ladder.astype(np.int64)),
-    )
-
-
-def _fitted(
-    graphs: Sequence[onnx.ModelProto],
-    features: Features,
-    falls: NDArray[np.float64] | None,
-    settings: HeadConfig,
-) -> onnx.ModelProto:
-    """The INT8 graph with a head fitted on those looks."""
-    from quant.head import refit_
-
-    reference, small = (copy.deepcopy(graph) for graph in graphs)
-    refit_(reference, small, features, settings, former=falls)
-    return small
 
 
 def _judged(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 
 import cv2
@@ -12,6 +14,7 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
+import quant.folds  # noqa: E402
 from dgiqa_stream.errors import ConfigError  # noqa: E402
 from dgiqa_stream.manifest import load_model  # noqa: E402
 from dgiqa_stream.preprocess import make_batch  # noqa: E402
@@ -21,6 +24,7 @@ from distill.models.trunks import INPUT_MEAN, INPUT_STD  # noqa: E402
 from quant.export_onnx import write_model, write_successor  # noqa: E402
 from quant.fragments import FragmentsConfig, Lessons, Said, lesson_loss  # noqa: E402
 from quant.fragments_command import fragments  # noqa: E402
+from quant.fragments_training import Teaching  # noqa: E402
 from quant.head import HeadConfig, Labels  # noqa: E402
 from quant.leave_out_command import leave_out  # noqa: E402
 from quant.proof.figures import float_convs, read_graph  # noqa: E402
@@ -235,6 +239,71 @@ def test_heads_that_are_left_in_the_dark_are_not_taught_by_one_that_knows(
             folds=2,
             contents=1,
         )
+
+
+def test_each_fold_teaches_a_trunk_that_knows_fewer_kinds(
+    former, packs, config, tmp_path, monkeypatch
+):
+    """``leave-out --run``: no fold's trunk is shown a ladder of what it is judged on; a run that is
+    there goes on, to the same figures, and is refused under other settings.
+    """
+    config.write_text(SETTINGS.replace("num_steps = 120", "num_steps = 12"))
+    kinds = ("gaussian_noise", "jpeg")
+    ladders = [
+        (
+            Record(f"{c}/{level}", f"c{c}", "train", degradation=name, level=level),
+            as_planes_420(picture(100 + c, level / 2)),
+        )
+        for c in range(4)
+        for level, name in enumerate(("clean", kinds[c % 2], kinds[c % 2]))
+    ]
+    shutil.copytree(packs, tmp_path / "packs")
+    shutil.rmtree(tmp_path / "packs" / "ladders")
+    write_pack(tmp_path / "packs" / "ladders", ladders, made_by="test", settings={})
+    (tmp_path / "clean").mkdir()
+    for seed in range(2):
+        cv2.imwrite(str(tmp_path / "clean" / f"clic_{seed}.png"), picture(seed, 0.0))
+    taught = []
+
+    class Watched(Teaching):
+        def __init__(self, looks, *args, **more):
+            taught.append({record.degradation for _, record, _ in looks.drawn} - {"", "clean"})
+            super().__init__(looks, *args, **more)
+
+    monkeypatch.setattr(quant.folds, "Teaching", Watched)
+
+    def left_out():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            leave_out(
+                *former,
+                config=config,
+                packs=tmp_path / "packs",
+                shards=[],
+                pristine=[tmp_path / "clean"],
+                output=tmp_path / "o.json",
+                kind=list(kinds),
+                folds=2,
+                contents=2,
+                run=tmp_path / "run",
+                device="cpu",
+                threads=1,
+            )
+        return json.loads((tmp_path / "o.json").read_text())
+
+    found = left_out()
+    assert taught == [{"jpeg"}, {"gaussian_noise"}]
+    assert found["settings"]["folds"] == [["gaussian_noise"], ["jpeg"]]
+    assert found["settings"]["fragments"]["num_steps"] == 12
+    assert set(found["by_kind"]) == set(kinds)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "without_gaussian_noise",
+        "without_jpeg",
+    }
+    assert left_out()["by_kind"] == found["by_kind"]
+    config.write_text(config.read_text().replace("head_width = 16", "head_width = 24"))
+    with pytest.raises(ConfigError, match="begun with something else"):
+        left_out()
 
 
 def test_a_lesson_is_decided_by_its_number():

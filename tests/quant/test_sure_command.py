@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import dgiqa_stream.scorer  # noqa: E402
-import quant.head  # noqa: E402
+import quant.folds  # noqa: E402
 from dgiqa_stream.errors import ConfigError  # noqa: E402
 from dgiqa_stream.manifest import load_model  # noqa: E402
 from dgiqa_stream.scorer import load_scorer, planes_of_rgb  # noqa: E402
@@ -26,8 +26,8 @@ from distill.data.shards import Manifest, ShardRecord, ShardWriter, write_json  
 from distill.data.training_data import open_packs  # noqa: E402
 from quant.cli import main  # noqa: E402
 from quant.export_onnx import write_model  # noqa: E402
-from quant.head import HeadConfig, head_size  # noqa: E402
-from quant.leave_out_command import _looks_without  # noqa: E402
+from quant.folds import Lore  # noqa: E402
+from quant.head import Features, HeadConfig, head_size  # noqa: E402
 from quant.looks import logits_on_ladders, looks_at  # noqa: E402
 from quant.refit_command import refit  # noqa: E402
 from quant.sure_command import sure  # noqa: E402
@@ -368,9 +368,11 @@ def test_heads_are_judged_by_what_they_were_not_taught(files, packs, tmp_path, m
     write_json(tmp_path / "manifest.json", made)
     looks = looks_at(open_packs(packs, tmp_path), load_model(models[0]).manifest.preprocess.views,
                      HeadConfig(num_looks=1))  # fmt: skip
+    nothing = np.zeros((len(looks.drawn), 1), np.float32)
     for kind in kinds:
-        kept = [looks.drawn[i][1] for i in _looks_without(looks, [kind])]
-        shown = {record.degradation for record in kept if record.content in ("a", "b")}
+        kept = Lore(looks, Features(nothing, nothing, looks.labels), None).without([kind])
+        drawn = [record for _, record, _ in kept.looks.drawn]
+        shown = {record.degradation for record in drawn if record.content in ("a", "b")}
         assert shown == {"clean", *kinds} - {kind}
     clean = tmp_path / "clean"
     clean.mkdir()
@@ -378,7 +380,7 @@ def test_heads_are_judged_by_what_they_were_not_taught(files, packs, tmp_path, m
         Image.fromarray(picture(len(name)).repeat(4, 0).repeat(4, 1)).save(clean / f"{name}.png")
     before = [path.read_bytes() for path in models]
     fits, judged = [], []
-    fit, load = quant.head.refit_, dgiqa_stream.scorer.load_scorer
+    fit, load = quant.folds.refit_, dgiqa_stream.scorer.load_scorer
 
     def fitted(reference, small, features, settings, **more):
         fits.append((features.labels, settings.num_heads))
@@ -388,7 +390,7 @@ def test_heads_are_judged_by_what_they_were_not_taught(files, packs, tmp_path, m
         judged.append(load_model(path).manifest)
         return load(path, **more)
 
-    monkeypatch.setattr(quant.head, "refit_", fitted)
+    monkeypatch.setattr(quant.folds, "refit_", fitted)
     monkeypatch.setattr(dgiqa_stream.scorer, "load_scorer", loaded)
     words = ["leave-out", *models, "--config", config, "--packs", packs, "--shards", tmp_path]
     words += ["--pristine", clean, "--folds", 2, "-o", tmp_path / "r.json", "--kind", "jpeg"]
