@@ -153,11 +153,15 @@ def test_a_search_meets_its_budget_where_it_hurts_least(net, batches, budget):
 
 
 def test_a_latency_budget_is_searched_by_measured_times():
-    """Times of layers decide: with half of its time as the budget a slow layer is cut."""
+    """Times of layers decide: with a third of its time as the budget a slow layer is cut.
+
+    Cut, the model takes about an eighth of its time: other processes may change what is measured
+    by more than a factor of two between the budget and the search.
+    """
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(768, 1024), nn.ReLU(), nn.Linear(1024, 1)).eval()
     x = torch.randn(256, 768)
-    limit = 0.5 * latency_seconds(lambda: model(x))
+    limit = 0.35 * min(latency_seconds(lambda: model(x)) for _ in range(5))
     config = LowRankConfig(choice="sensitivity", max_latency_seconds=limit, rank_shares=(0.1,))
     assert list(factorize_(model, config, [(x,)]).ranks) == ["0"]
 
