@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from quant.calibration import Views
+from quant.narrow import on_grid
 
 _SLOPE_RANGE = (0.5, 2.0)  # a feature that hardly varies says nothing of its slope
 
@@ -27,7 +28,9 @@ def correct_head_(
 ) -> None:
     """Fold the regression of float features and logits on quantised ones into the head, in place.
 
-    Both graphs end by two Gemm nodes and a Sigmoid; their head is in float.
+    Both graphs end by two Gemm nodes and a Sigmoid; their head is in float. The first layer's
+    weights are rounded so that the file can hold them as INT8 (:mod:`quant.narrow`); the logit's
+    line is of the rounded ones.
     """
     hidden, quality = head_nodes(quantised)
     wanted_hidden, wanted_quality = head_nodes(reference)
@@ -37,7 +40,7 @@ def correct_head_(
     weight = constant_of(quantised, hidden.input[1])  # (64, F): Gemm with transB
     bias = constant_of(quantised, hidden.input[2])
     replace_constant(quantised, hidden.input[2], bias + weight @ offset)
-    replace_constant(quantised, hidden.input[1], weight * slope)
+    replace_constant(quantised, hidden.input[1], on_grid(weight * slope))
     logits = outputs_of(quantised, quality.output[0], calibration)  # (N, 1)
     wanted_logits = outputs_of(reference, wanted_quality.output[0], calibration)
     slope, offset = regression_lines(logits, wanted_logits)  # (1,), (1,)

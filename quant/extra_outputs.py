@@ -23,7 +23,7 @@ from quant.correction import (
     regression_lines,
     replace_constant,
 )
-from quant.narrow import on_row_grid
+from quant.narrow import on_grid
 
 QUALITY, SPREAD, UNFAMILIAR = "quality", "spread", "unfamiliar"
 _PREFIX = "sure"
@@ -54,9 +54,9 @@ class Reader:
         bias = self.hidden_bias + self.hidden_weight @ offset
         return Reader(self.hidden_weight * slope, bias, self.weight, self.bias)
 
-    def on_row_grid(self) -> Reader:
+    def on_grid(self) -> Reader:
         """Nearly the same number, of weights that a file can hold as INT8; see `quant.narrow`."""
-        return Reader(on_row_grid(self.hidden_weight), self.hidden_bias, self.weight, self.bias)
+        return Reader(on_grid(self.hidden_weight), self.hidden_bias, self.weight, self.bias)
 
 
 def features_name(graph: onnx.ModelProto) -> str:

@@ -39,7 +39,7 @@ from quant.correction import (
     replace_constant,
 )
 from quant.kernel_ridge import KernelRidge
-from quant.narrow import on_row_grid
+from quant.narrow import on_grid
 
 _SMALLEST_QUALITY = 0.02
 _LINEAR_BEYOND = 0.5
@@ -379,7 +379,7 @@ def refit_(
     wanted = wanted_logits(features, config, own=head_of(reference), former=former)
     head = distil_heads(features.of_float, b, wanted, features.labels, config)
     _put(reference, head)
-    weight = on_row_grid(head.hidden_weight * slope)  # so that the file can hold it as INT8
+    weight = on_grid(head.hidden_weight * slope)  # so that the file can hold it as INT8
     bias = head.hidden_bias + head.hidden_weight @ offset
     _put(quantised, Head(weight, bias, head.quality_weight, head.quality_bias))
     return head_size(quantised)

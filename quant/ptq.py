@@ -65,7 +65,7 @@ class Int8StaticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     convolution reads may reach: each has the steps of its tensor to itself. 0 leaves them."""
     stem_columns: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     """Columns that a view's first convolution computes at once: the same bits, sooner."""
-    version: int = 3
+    version: int = 4
 
 
 class Int8Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

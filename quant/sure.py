@@ -95,7 +95,7 @@ def fit_(
     errors = look_errors(reference, known.looks, head)
     spread, unfamiliar, lines = _learn(known, errors, config)
     of_int8 = {
-        name: reader.after_lines(*lines).on_row_grid()
+        name: reader.after_lines(*lines).on_grid()
         for name, reader in ((SPREAD, spread), (UNFAMILIAR, unfamiliar))
     }
     add_outputs_(quantised, spread=of_int8[SPREAD], unfamiliar=of_int8[UNFAMILIAR])

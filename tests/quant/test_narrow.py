@@ -12,7 +12,7 @@ from hypothesis import strategies as st  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
 
 from quant.correction import constant_of, outputs_of  # noqa: E402
-from quant.narrow import narrow_, on_row_grid, widen_  # noqa: E402
+from quant.narrow import narrow_, on_grid, widen_  # noqa: E402
 
 
 def dense(weight):
@@ -32,18 +32,21 @@ def dense(weight):
 
 
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-30, 30))
-def test_a_weight_moves_by_half_a_step_at_most(seed, exponent):
-    """One step for each row, 127 of which reach its largest weight (a 32,768th of it beyond, at
-    most, which the step's spare bits cost); what lies on the grid stays, as float32 as well.
+def test_a_weight_moves_by_a_share_of_its_columns_largest(seed, exponent):
+    """However uneven the features are: a step is at most 2/127 of the power of two below a
+    column's largest weight (a 32,768th of it beyond, which the step's spare bits cost), and a
+    weight that is rounded twice moves by a step at most. What lies on the grid stays, as float32
+    as well.
     """
     rng = np.random.default_rng(seed)
-    weight = rng.standard_normal((5, 40)) * 2.0**exponent
+    weight = rng.standard_normal((5, 40)) * 2.0**exponent * 2.0 ** rng.uniform(-8, 8, (1, 40))
     weight[2] = 0
-    snapped = on_row_grid(weight)
-    step = np.abs(weight).max(1, keepdims=True) / 127 * (1 + 2**-15)
-    assert (np.abs(snapped - weight) <= step / 2).all()
+    weight[:, 3] = 0
+    snapped = on_grid(weight)
+    largest = np.abs(weight).max(0)
+    assert (np.abs(snapped - weight) <= 2 / 127 * (1 + 2**-15) * largest).all()
     assert np.array_equal(snapped.astype(np.float32), snapped)
-    assert np.array_equal(on_row_grid(snapped), snapped)
+    assert np.array_equal(on_grid(snapped), snapped)
 
 
 def test_the_file_shrinks_and_nothing_else_changes():
@@ -51,7 +54,7 @@ def test_the_file_shrinks_and_nothing_else_changes():
     graph is what it was.
     """
     rng = np.random.default_rng(1)
-    graph = dense(on_row_grid(rng.standard_normal((48, 200))))
+    graph = dense(on_grid(rng.standard_normal((48, 200)) * 2.0 ** rng.uniform(-8, 8, 200)))
     before, features = graph.SerializeToString(), {"x": rng.random((7, 200), np.float32)}
     wanted = outputs_of(graph, "y", [features])
     narrow_(graph)
@@ -68,7 +71,7 @@ def test_the_file_shrinks_and_nothing_else_changes():
 def test_other_weights_stay_as_they_are(shape):
     """A layer whose weights lie on no grid is not touched, nor is one of a few weights."""
     weight = np.random.default_rng(2).standard_normal(shape)
-    graph = dense(weight if weight.size > 1024 else on_row_grid(weight))
+    graph = dense(weight if weight.size > 1024 else on_grid(weight))
     before = graph.SerializeToString()
     narrow_(graph)
     assert graph.SerializeToString() == before
