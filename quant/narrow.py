@@ -26,8 +26,11 @@ _WIDE, _STEPPED = ".wide", ".stepped"
 def on_grid(weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights (R, C) at the nearest of 255 steps, whose size is a row's times a column's.
 
-    A column's is the power of two below its largest weight. Weights on the grid stay as they are.
+    A column's is the power of two below its largest weight. Weights on the grid stay as they are,
+    and so do the weights of a layer too small for :func:`narrow_`.
     """
+    if weight.size < _FEWEST_WEIGHTS:
+        return weight
     for _ in range(_MOST_ROUNDS):
         powers = _powers(weight)
         weight = _on_row_grid(weight / powers) * powers
