@@ -8,6 +8,7 @@
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu   takes the CPU builds of torch:
 #                        1 GB of disk instead of 6
 #   BENCHMARKS="start"   which of benchmarks/*.py `make bench` runs; memory alone takes half an hour
+#   MOVING_CLIPS="a.mp4 b.mp4"   `make bench` scores every frame of these side by side, too
 #   FAIL_WITHOUT_SERVERS=1, DGIQA_ODD_MEDIA=DIR   are passed on to the tests
 
 SHELL := /bin/bash
@@ -23,6 +24,7 @@ VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 BIN := $(abspath $(VENV))/bin
 CONSTRAINTS := .ci/constraints.txt
+MOVING_CLIPS ?=
 BENCHMARKS ?= score_every_frame start streams peers pooling memory
 EXTRAS_WITH_TORCH := report,prometheus,train,quant,teacher,shards
 
@@ -134,6 +136,13 @@ bench: wheel ## measure speed, lag, memory and peers (an hour); README's tables 
 	  esac
 	  $(BIN)/python "benchmarks/$$name.py" "$${clip[@]}"
 	done
+	if [ -n "$(MOVING_CLIPS)" ]; then
+	  $(call say,score_every_frame of what moves)
+	  $(BIN)/python benchmarks/make_clip.py $(MOVING_CLIPS) -o "$$clips/moving_1080p30.mp4" \
+	    --seconds 9 --megabits-per-second 6 --keyframe-seconds 2
+	  $(BIN)/python benchmarks/score_every_frame.py --clip "$$clips/moving_1080p30.mp4" \
+	    -o benchmarks/results/score_every_frame_moving.json
+	fi
 	$(BIN)/python benchmarks/tables.py
 
 .PHONY: gpu-check

@@ -1,9 +1,11 @@
-"""Makes the 1080p30 reference clip of the benchmarks: real clips side by side, x264 medium CRF 23.
+"""Makes the 1080p30 reference clips of the benchmarks: real clips side by side, x264 medium CRF 23.
 
     python benchmarks/make_clip.py CLIP... -o reference_1080p30.mp4 --seconds 20
+    python benchmarks/make_clip.py CLIP... -o moving_1080p30.mp4 --megabits-per-second 6
 
-Each clip fills a quarter of the picture at its own resolution, repeated or cut where it does not
-fit, so that no scaling softens what the encoder sees. One clip fills all four quarters.
+With a rate it is coded as a live encoder does: at most that, over each second. Each clip fills a
+quarter of the picture at its own resolution, repeated or cut where it does not fit, so that no
+scaling softens what the encoder sees. One clip fills all four quarters.
 """
 
 from __future__ import annotations
@@ -30,9 +32,18 @@ def endless(path: Path) -> Iterator[NDArray[np.uint8]]:
                 yield np.tile(rgb, (down, across, 1))[:540, :960]
 
 
-def write(clips: list[Path], output: Path, seconds: float, keyframe_seconds: float) -> None:
+def write(
+    clips: list[Path],
+    output: Path,
+    seconds: float,
+    keyframe_seconds: float,
+    megabits_per_second: float | None = None,
+) -> None:
     """Encode the mosaic; the encoder places the key frames where ``keyframe_seconds`` is 0."""
     options = {"preset": "medium", "crf": "23"}
+    if megabits_per_second:
+        rate = f"{megabits_per_second}M"
+        options = {"preset": "medium", "b": rate, "maxrate": rate, "bufsize": rate}
     if keyframe_seconds:
         options["g"] = str(round(keyframe_seconds * FPS))
     quarters = [endless(path) for path, _ in zip(itertools.cycle(clips), range(4), strict=False)]
@@ -56,8 +67,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--keyframe-seconds", type=float, default=0.0, help="At most so far apart.")
+    parser.add_argument("--megabits-per-second", type=float, help="In place of CRF 23.")
     arguments = parser.parse_args()
-    write(arguments.clips, arguments.output, arguments.seconds, arguments.keyframe_seconds)
+    write(
+        arguments.clips,
+        arguments.output,
+        arguments.seconds,
+        arguments.keyframe_seconds,
+        arguments.megabits_per_second,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Cost of scoring every frame of 1080p30 against decoding it.
 
     python benchmarks/score_every_frame.py [--clip reference_1080p30.mp4] [--rounds 5]
+    python benchmarks/score_every_frame.py --clip moving.mp4 \
+        -o benchmarks/results/score_every_frame_moving.json
 
-Decoding alone and decoding with scoring run in turn, each in a process of its own, so that a drift
-of the machine's speed meets both. CPU seconds are the process's (user and system) after its first
-frame; inference is what its thread spends in it, of the same run, and what scoring takes beside
-decoding and inference is ``cpu_ms_per_frame_neither``. Writes
+The clip made where none is given is of a still room, which is cheap to decode; ``make_clip.py``
+makes one of any four clips. Decoding alone and decoding with scoring run in turn, each in a process
+of its own, so that a drift of the machine's speed meets both. CPU seconds are the process's (user
+and system) after its first frame; inference is what its thread spends in it, of the same run, and
+what scoring takes beside decoding and inference is ``cpu_ms_per_frame_neither``. Writes
 ``benchmarks/results/score_every_frame.json``.
 """
 
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import _bench as bench
+import av
 import numpy as np
 
 _DECODE = "decode"
@@ -50,6 +54,15 @@ def measure(clip: Path, seconds: float, rounds: int, models: list[str]) -> dict[
             for name in models
         },
     }
+
+
+def megabits_per_second(clip: Path) -> float:
+    """Of the picture alone, over the whole clip: what there is to decode."""
+    with av.open(str(clip)) as container:
+        stream = container.streams.video[0]
+        sizes = [packet.size for packet in container.demux(stream) if packet.size]
+        assert stream.average_rate is not None
+        return round(8e-6 * sum(sizes) * float(stream.average_rate) / len(sizes), 1)
 
 
 def _run(clip: Path, seconds: float, name: str) -> Any:
@@ -86,11 +99,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     bench.add_common(parser, "score_every_frame.json")
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--model", action="append", help="student by default; may be repeated.")
+    parser.add_argument("--model", action="append", help="May be repeated; student and student-xs.")
     arguments = parser.parse_args()
     with bench.clip_of(arguments.clip, arguments.seconds + 1) as clip:
-        models = arguments.model or ["student"]
-        found = measure(clip, arguments.seconds, arguments.rounds, models)
+        models = arguments.model or ["student", "student-xs"]
+        found = {"megabits_per_second": megabits_per_second(clip)}
+        found |= measure(clip, arguments.seconds, arguments.rounds, models)
     bench.write("score_every_frame.py", found, arguments.output)
     print(json.dumps(found, indent=1))
 

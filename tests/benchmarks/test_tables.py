@@ -90,7 +90,7 @@ def test_a_busy_machine_is_told(tables, copied, load, is_told):
     machine = json.loads(speed.read_text())["machine"] | {"load_average_at_start": load, "cores": 2}
     change(speed, machine=machine)
     rows = tables.cost_table(tables.Results(copied)).splitlines()
-    (row,) = (row for row in rows if row.startswith("| every frame of a file, CPU"))
+    (row,) = (row for row in rows if row.startswith("| every frame of a file of 2.5 Mbit/s, CPU"))
     assert ("(on a busy machine)" in row) == is_told
 
 
