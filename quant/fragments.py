@@ -30,7 +30,10 @@ class FragmentsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     widths: tuple[Count, Count, Count, Count] = (24, 48, 96, 128)
     """Channels at a half, a quarter, an eighth and a sixteenth of the fragments' size."""
-    head_width: Count = 256
+    num_heads: Count = 5
+    """Heads that are taught on their own, whose mean logit is the answer."""
+    head_width: Count = 64
+    """Hidden units of each."""
     num_steps: Count = 4000
     batch: Count = 96
     """Looks at rated pictures in a step."""
@@ -45,8 +48,8 @@ class FragmentsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rating_share: Share = 0.5
     """How much people say of what a rated picture is to get; who teaches the head says the rest."""
     agreement_weight: Annotated[float, msgspec.Meta(ge=0)] = 75.0
-    """Weight of the squared difference between the logits beside the float trunk's features and
-    beside INT8's."""
+    """Weight of the squared difference between a head's logits beside the float trunk's features
+    and beside INT8's."""
     own_weight: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Weight of a head that reads the fragments alone."""
     kind_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.15
@@ -60,7 +63,7 @@ class Said:
     """What a :class:`Beside` says of N looks."""
 
     logits: Tensor
-    """(2, N): of all features, the float trunk's and INT8's."""
+    """(heads, 2, N): of all features, the float trunk's and INT8's."""
     own: Tensor
     """(N,): of the fragments alone."""
     kinds: Tensor
@@ -68,7 +71,7 @@ class Said:
 
 
 class Beside(nn.Module):
-    """A trunk for fragments and a head that reads it beside features that are given."""
+    """A trunk for fragments and heads that read it beside features that are given."""
 
     def __init__(
         self,
@@ -84,8 +87,10 @@ class Beside(nn.Module):
         self.trunk = trunk
         self.norm = nn.BatchNorm1d(num_own, affine=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.hidden = nn.Linear(num_given + num_own, config.head_width)
-        self.quality = nn.Linear(config.head_width, 1)
+        self.hidden, self.quality = nn.ModuleList(), nn.ModuleList()
+        for _ in range(config.num_heads):
+            self.hidden.append(nn.Linear(num_given + num_own, config.head_width))
+            self.quality.append(nn.Linear(config.head_width, 1))
         self.own = nn.Sequential(
             nn.Dropout(_OWN_DROPOUT),
             nn.Linear(num_own, _OWN_WIDTH),
@@ -100,10 +105,25 @@ class Beside(nn.Module):
             made = self.trunk(pictures)
         made = self.norm(made.float())  # (N, num_own)
         features = torch.cat([given, made.expand(len(given), -1, -1)], 2)
-        # one mask for both: what is dropped must not count as disagreement
-        kept = self.dropout(torch.ones_like(features[0]))
-        hidden = F.relu(self.hidden(features * kept))  # (2, N, head_width)
-        return Said(self.quality(hidden).squeeze(2), self.own(made).squeeze(1), self.kinds(made))
+        logits = []
+        for hidden, quality in zip(self.hidden, self.quality, strict=True):
+            # one mask for both: what is dropped must not count as disagreement
+            kept = self.dropout(torch.ones_like(features[0]))
+            logits.append(quality(F.relu(hidden(features * kept))).squeeze(2))  # (2, N)
+        return Said(torch.stack(logits), self.own(made).squeeze(1), self.kinds(made))
+
+    def hidden_state(self) -> dict[str, Tensor]:
+        """Weight and bias of the first layer of all heads as one."""
+        layers = [layer.state_dict() for layer in self.hidden]
+        return {name: torch.cat([each[name] for each in layers]) for name in ("weight", "bias")}
+
+    def quality_state(self) -> dict[str, Tensor]:
+        """Weight and bias of the last layer of all heads as one, whose logit is their mean."""
+        layers = [layer.state_dict() for layer in self.quality]
+        return {
+            "weight": torch.cat([each["weight"] for each in layers], 1) / len(layers),
+            "bias": torch.stack([each["bias"] for each in layers]).mean(0),
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,10 +161,10 @@ def lesson_loss(
     head: HeadConfig,
 ) -> Tensor:
     """What a step lowers. ``wanted``: logits (N,); ``kinds``: numbers (N,), -1 where none is."""
-    of_float, of_int8 = said.logits
-    loss = config.agreement_weight * (of_float - of_int8).square().mean()
-    for logits in said.logits:
-        loss = loss + head_loss(logits, wanted, worse_by, head) / len(said.logits)
+    loss = config.agreement_weight * said.logits.diff(dim=1).square().mean()
+    each = said.logits.flatten(0, 1)  # (heads * 2, N)
+    for logits in each:
+        loss = loss + head_loss(logits, wanted, worse_by, head) / len(each)
     loss = loss + config.own_weight * head_loss(said.own, wanted, worse_by, head)
     is_known = kinds >= 0
     if config.kind_weight and bool(is_known.any()):

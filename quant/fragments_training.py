@@ -84,13 +84,14 @@ class Teaching:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._teach(net.to(self._compute.device), torch.stack(given), last)
         net.cpu().eval()
-        student = Student(trunk=trunk, fragment_trunk=folded(made), head_width=len(net.hidden.bias))
+        hidden = net.hidden_state()
+        student = Student(trunk=trunk, fragment_trunk=folded(made), head_width=len(hidden["bias"]))
         norm = net.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
         own_std = torch.sqrt(norm.running_var + norm.eps)
-        student.hidden.load_state_dict(net.hidden.state_dict())
-        student.quality.load_state_dict(net.quality.state_dict())
+        student.hidden.load_state_dict(hidden)
+        student.quality.load_state_dict(net.quality_state())
         student.feature_mean.copy_(torch.cat([torch.from_numpy(mean), norm.running_mean]))
         student.feature_std.copy_(torch.cat([torch.from_numpy(std), own_std]))
         return student.eval()

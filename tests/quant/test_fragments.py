@@ -22,7 +22,7 @@ from dgiqa_stream.scorer import load_scorer, planes_of_rgb  # noqa: E402
 from distill.data.packed import Pack, Record, as_planes_420, write_pack  # noqa: E402
 from distill.models.trunks import INPUT_MEAN, INPUT_STD  # noqa: E402
 from quant.export_onnx import write_model, write_successor  # noqa: E402
-from quant.fragments import FragmentsConfig, Lessons, Said, lesson_loss  # noqa: E402
+from quant.fragments import Beside, FragmentsConfig, Lessons, Said, lesson_loss  # noqa: E402
 from quant.fragments_command import fragments  # noqa: E402
 from quant.fragments_training import Teaching  # noqa: E402
 from quant.head import HeadConfig, Labels  # noqa: E402
@@ -36,7 +36,8 @@ from quant.rounded_tensors import trained_spans  # noqa: E402
 SETTINGS = """
 [fragments]
 widths = [8, 8, 16, 16]
-head_width = 16
+num_heads = 2
+head_width = 8
 num_steps = 120
 batch = 32
 ladders_at_once = 2
@@ -165,7 +166,7 @@ def test_what_only_native_pixels_show_is_learnt(former, packs, config, tmp_path)
     assert all(np.array_equal(before[name], after[name]) for name in kept)
     manifest = load_model(made).manifest
     assert [step["step"] for step in manifest.history] == ["train", "fragments"]
-    assert manifest.history[-1]["settings"]["head_width"] == 16
+    assert manifest.history[-1]["settings"]["head_width"] == 8
     counted = sum(a.size for n, a in after.items() if n.split(".")[0] in COUNTED)
     assert manifest.num_parameters == counted
     settings = config.with_name("int8.toml")
@@ -204,7 +205,7 @@ def test_a_run_that_was_interrupted_ends_alike(former, packs, config, tmp_path):
     whole = teach(former, packs, config, tmp_path / "a")
     teach(former, packs, config, tmp_path / "b", steps=5)
     assert teach(former, packs, config, tmp_path / "b").read_bytes() == whole.read_bytes()
-    config.write_text(SETTINGS.replace("head_width = 16", "head_width = 24"))
+    config.write_text(SETTINGS.replace("head_width = 8", "head_width = 12"))
     with pytest.raises(ConfigError, match=r"begun with something else as \[fragments\]"):
         teach(former, packs, config, tmp_path / "b")
 
@@ -301,7 +302,7 @@ def test_each_fold_teaches_a_trunk_that_knows_fewer_kinds(
         "without_jpeg",
     }
     assert left_out()["by_kind"] == found["by_kind"]
-    config.write_text(config.read_text().replace("head_width = 16", "head_width = 24"))
+    config.write_text(config.read_text().replace("head_width = 8", "head_width = 12"))
     with pytest.raises(ConfigError, match="begun with something else"):
         left_out()
 
@@ -326,13 +327,32 @@ def test_a_lesson_is_decided_by_its_number():
     assert one.worse_by[0].tolist()[:4] == [0, 1, 2, 3]
 
 
+def test_one_head_says_the_mean_of_the_taught_ones():
+    """Two layers of the states that a student is given say what all heads say in the mean."""
+    torch.manual_seed(3)
+    config = FragmentsConfig(num_heads=3, head_width=4)
+    trunk = torch.nn.Flatten()
+    net = Beside(trunk, num_own=12, num_given=5, num_kinds=2, config=config).eval()
+    given, pictures = torch.randn(2, 7, 5), torch.randn(7, 3, 2, 2)
+    with torch.no_grad():
+        said = net(given, pictures, torch.autocast("cpu", enabled=False))
+        hidden, quality = torch.nn.Linear(17, 12), torch.nn.Linear(12, 1)
+        hidden.load_state_dict(net.hidden_state())
+        quality.load_state_dict(net.quality_state())
+        own = net.norm(pictures.flatten(1))
+        found = [quality(torch.relu(hidden(torch.cat([x, own], 1)))).squeeze(1) for x in given]
+    assert said.logits.shape == (3, 2, 7)
+    assert said.logits.std(0).min() > 1e-3
+    torch.testing.assert_close(torch.stack(found), said.logits.mean(0))
+
+
 def test_disagreement_between_the_precisions_costs():
     """The loss grows by the weight times the mean squared difference of the two logits."""
     config, head = FragmentsConfig(agreement_weight=10.0, own_weight=0.0), HeadConfig()
     wanted, kinds, worse_by = torch.zeros(4), torch.full((4,), -1), torch.zeros(0, 0)
 
     def loss(apart):
-        logits = torch.tensor([[apart] * 4, [-apart] * 4])
+        logits = torch.tensor([[[apart] * 4, [-apart] * 4]])
         return lesson_loss(
             Said(logits, torch.zeros(4), torch.zeros(4, 2)), wanted, kinds, worse_by, config, head
         )
