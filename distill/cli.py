@@ -237,7 +237,7 @@ def score(
     depth_cache: DepthCache = None,
     protocol: Annotated[Protocol, typer.Option(help="Where crops lie.")] = Protocol.GRID,
     crops: Annotated[int | None, typer.Option(help="Crops; of a grid 1, 4, 9, 16 …")] = None,
-    seed: Annotated[int, typer.Option(help="Of the official protocol's places.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Of the official protocol's places.")] = 42,
     format: Annotated[Format, typer.Option("--format", "-f")] = Format.CSV,
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE")] = "-",
     fps: Annotated[float | None, typer.Option(help="Score so many frames a second.")] = None,

@@ -108,7 +108,13 @@ def leave_out(
     former = None if falls_of is None else load_model(falls_of)
     paths = unseen_paths(pristine, number=contents)
     recipe = load_int8_config(config)
-    settings = msgspec.structs.replace(recipe.head, num_heads=heads or recipe.head.num_heads)
+    if heads is not None:
+        recipe = msgspec.structs.replace(
+            recipe,
+            head=msgspec.structs.replace(recipe.head, num_heads=heads),
+            fragments=msgspec.structs.replace(recipe.fragments, num_heads=heads),
+        )
+    settings = recipe.head
     if settings.taught_by == "own_head":
         raise ConfigError(
             'head.taught_by = "own_head" would tell heads of kinds that they are not to know: give '

@@ -44,7 +44,7 @@ def shards(
         bool, typer.Option(help="Rate degraded pictures by full-reference measures.")
     ] = True,
     longest_px: Annotated[int, typer.Option(help="Larger pictures are reduced to it.")] = 1088,
-    seed: Annotated[int, typer.Option(help="Of ladders, chains and drawn splits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of ladders, chains and drawn splits.")] = 0,
     missing: Annotated[
         Missing, typer.Option(help="Where a rated set's labels have no file: stop, or go on.")
     ] = "refuse",
@@ -118,7 +118,7 @@ def mosaics(
     largest_magnification: Annotated[
         float, typer.Option(help="Each picture is enlarged by 1 to so many times.")
     ] = 1.6,
-    seed: Annotated[int, typer.Option(help="Of layouts, pictures and how each is cut.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of layouts, pictures and how each is cut.")] = 0,
 ) -> None:
     """Large clean pictures, set together of small ones, for `shards` to degrade."""
     from distill.data.mosaics import LAYOUTS, layout_of, write_mosaics

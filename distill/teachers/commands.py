@@ -105,7 +105,9 @@ def transfer_labels(
     num_validation: Annotated[
         int, typer.Option(help="Of --biq2021, as in the recipe that the labels are for.", min=0)
     ] = 1000,
-    seed: Annotated[int, typer.Option(help="Likewise: other pictures would be held back.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Likewise: other pictures would be held back.")
+    ] = 1,
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:

@@ -286,6 +286,7 @@ def test_each_fold_teaches_a_trunk_that_knows_fewer_kinds(
                 kind=list(kinds),
                 folds=2,
                 contents=2,
+                heads=1,
                 run=tmp_path / "run",
                 device="cpu",
                 threads=1,
@@ -296,6 +297,7 @@ def test_each_fold_teaches_a_trunk_that_knows_fewer_kinds(
     assert taught == [{"jpeg"}, {"gaussian_noise"}]
     assert found["settings"]["folds"] == [["gaussian_noise"], ["jpeg"]]
     assert found["settings"]["fragments"]["num_steps"] == 12
+    assert found["settings"]["fragments"]["num_heads"] == 1
     assert set(found["by_kind"]) == set(kinds)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "without_gaussian_noise",
